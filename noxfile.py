@@ -1,0 +1,97 @@
+"""The sessions that people type; what they mean is decided in `configs/` and `suites/`.
+
+All sessions share one environment, `harness`: it holds pytest, the kits and the tools, never
+SGLang. A server lives in an environment of its own and is met over HTTP only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.8.10"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["stage_a"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+MAX_BS = nox.project.load_toml("configs/cuda_graph.toml")["axis"]["max_bs"]
+
+
+@nox.session(reuse_venv=True)
+def harness(session: nox.Session) -> None:
+    """The environment that every other session runs in."""
+    here = f"{Path.cwd()} {sys.version} {Path('pyproject.toml').read_text()}"
+    wanted = hashlib.sha256(here.encode()).hexdigest()
+    stamp = Path(session.virtualenv.location, "harness.stamp")
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "dev"))
+    stamp.write_text(wanted)
+
+
+def in_harness(session: nox.Session, *command: str) -> None:
+    python = Path(session.cache_dir).parent / "harness" / "bin" / "python"
+    session.run(str(python), "-m", *command, external=True)
+
+
+def serve(session: nox.Session, configuration: str) -> None:
+    in_harness(session, "pytest", "suites", "--config", configuration, *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def stage_a(session: nox.Session) -> None:
+    """Configuration `baseline` against all sanity kits."""
+    serve(session, "baseline")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def eagle3(session: nox.Session) -> None:
+    """The same kits with EAGLE3 speculation on."""
+    serve(session, "eagle3")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+@nox.parametrize("max_bs", MAX_BS, ids=[f"max_bs={value}" for value in MAX_BS])
+def cuda_graph(session: nox.Session, max_bs: int | str) -> None:
+    """One CUDA-graph size, or CUDA graphs off."""
+    serve(session, f"cuda_graph(max_bs={max_bs})")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def sm120(session: nox.Session) -> None:
+    """fp16 and Triton attention for compute capability 12.0, plain and with EAGLE3."""
+    serve(session, "sm120")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def matrix(session: nox.Session) -> None:
+    """Every configuration."""
+    serve(session, "all")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def tests(session: nox.Session) -> None:
+    """The project's own tests."""
+    in_harness(session, "pytest", "tests", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    in_harness(session, "ruff", "check", ".")
+    in_harness(session, "ruff", "format", "--check", ".")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def typecheck(session: nox.Session) -> None:
+    """Types, strictly."""
+    in_harness(session, "mypy")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def bench(session: nox.Session) -> None:
+    """The figures of the project, measured on this machine."""
+    in_harness(session, "benchmarks", *session.posargs)

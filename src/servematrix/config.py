@@ -1,0 +1,393 @@
+"""A server configuration: one TOML file, parsed, checked, and resolved for one cell.
+
+A file says how a server is run (model, arguments, environment), what it needs (GPUs), which suites
+it meets and where its gates stand. `[[overrides]]` change any of that for a GPU vendor, a compute
+capability, a GPU name, an engine or one value of the axis; `--set` changes it from the command
+line. Everything is checked before a server is started, and a message names file, key, what was
+found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Scalar = str | int | float | bool
+Probe = Literal[
+    "capital_france",
+    "basic_math",
+    "color_completion",
+    "ascii_ratio",
+    "no_repetition_blowup",
+    "determinism_temp_zero",
+    "max_token_one",
+]
+_FLAG = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+Flag = Annotated[str, Field(pattern=_FLAG)]
+Variable = Annotated[str, Field(pattern=_VARIABLE)]
+
+
+class ConfigError(Exception):
+    """A configuration, or a change to one, is not valid; the message says where and why."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Requires(_Table):
+    """What a configuration needs of the machine; without a GPU (engine `reference`) it is moot."""
+
+    gpus: int = Field(default=1, ge=1)
+    memory_gib: float | None = Field(default=None, gt=0)
+    compute_capability: str | None = Field(default=None, pattern=r"^(>=)?\d+\.\d+$")
+
+
+class Model(_Table):
+    """What is served: a hub id or a folder, and the draft model where speculation has one."""
+
+    path: str = Field(min_length=1)
+    draft: str | None = Field(default=None, min_length=1)
+
+
+class _ModelPatch(_Table):
+    path: str | None = Field(default=None, min_length=1)
+    draft: str | None = Field(default=None, min_length=1)
+
+
+class OccupancyGate(_Table):
+    """Limits of `FwdOccupancyMixin`; occupancies in percent, accept length in tokens a pass."""
+
+    threshold: float | None = Field(default=None, ge=0, le=100)
+    min_samples: int | None = Field(default=None, ge=1)
+    acc_length_threshold: float | None = Field(default=None, ge=1)
+    counter_tolerance: float | None = Field(default=None, gt=0, le=100)
+
+
+class HellaswagGate(_Table):
+    """Limit of `HellaswagMixin`: accuracy as a fraction."""
+
+    accuracy_threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class Gates(_Table):
+    """Limits by kit; a key that is left out keeps the kit's default."""
+
+    fwd_occupancy: OccupancyGate = OccupancyGate()
+    hellaswag: HellaswagGate = HellaswagGate()
+
+
+class OccupancyKit(_Table):
+    """How `FwdOccupancyMixin` measures; intervals in seconds, lengths in tokens."""
+
+    scrape_interval: float | None = Field(default=None, gt=0, le=10)
+    warmup_max_new_tokens: int | None = Field(default=None, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    prompt: str | None = Field(default=None, min_length=1)
+    rank_reduction: Literal["min", "max"] | None = None
+
+
+class HellaswagKit(_Table):
+    """How `HellaswagMixin` measures: counts of items."""
+
+    num_questions: int | None = Field(default=None, ge=1)
+    num_shots: int | None = Field(default=None, ge=0)
+    batch_items: int | None = Field(default=None, ge=1)
+    parallel: int | None = Field(default=None, ge=1)
+
+
+class DecodeCorrectnessKit(_Table):
+    """Which probes of `BasicDecodeCorrectnessMixin` this model is able to answer."""
+
+    probes: Annotated[list[Probe], Field(min_length=1)] | None = None
+
+
+class SchedulerStressKit(_Table):
+    """How `BasicSchedulerStressMixin` measures."""
+
+    long_prompt_tokens: int | None = Field(default=None, ge=16)
+    knows_capitals: bool | None = None
+
+
+class Kits(_Table):
+    """Settings by kit; a key that is left out keeps the kit's default."""
+
+    fwd_occupancy: OccupancyKit = OccupancyKit()
+    hellaswag: HellaswagKit = HellaswagKit()
+    decode_correctness: DecodeCorrectnessKit = DecodeCorrectnessKit()
+    scheduler_stress: SchedulerStressKit = SchedulerStressKit()
+
+
+class Override(_Table):
+    """A change that holds where everything under `when` matches."""
+
+    when: dict[str, Scalar] = Field(min_length=1)
+    description: str | None = None
+    estimated_seconds: int | None = Field(default=None, gt=0)
+    suites: list[str] | None = Field(default=None, min_length=1)
+    requires: Requires | None = None
+    model: _ModelPatch | None = None
+    arguments: dict[Flag, Scalar] = {}
+    environment: dict[Variable, str] = {}
+    gates: Gates | None = None
+    kits: Kits | None = None
+
+
+class Configuration(_Table):
+    """One configuration as its file states it."""
+
+    name: str
+    description: str = Field(min_length=1)
+    stage: str = Field(min_length=1)
+    estimated_seconds: int = Field(gt=0)
+    suites: list[str] = Field(min_length=1)
+    requires: Requires = Requires()
+    model: Model
+    arguments: dict[Flag, Scalar] = {}
+    environment: dict[Variable, str] = {}
+    axis: dict[str, list[Scalar]] = Field(default={}, max_length=1)
+    gates: Gates = Gates()
+    kits: Kits = Kits()
+    overrides: list[Override] = []
+
+    @field_validator("axis")
+    @classmethod
+    def _values_differ(cls, axis: dict[str, list[Scalar]]) -> dict[str, list[Scalar]]:
+        for name, values in axis.items():
+            if not values or len({str(value) for value in values}) != len(values):
+                raise ValueError(f"axis {name!r} needs at least one value and no value twice")
+        return axis
+
+    @model_validator(mode="after")
+    def _conditions_are_known(self) -> Configuration:
+        known = ["vendor", "compute_capability", "gpu_name", "engine", *self.axis]
+        for number, override in enumerate(self.overrides):
+            for key in override.when:
+                if key not in known:
+                    raise ValueError(
+                        f"overrides.{number}.when: unknown condition {key!r}{_nearest(key, known)}"
+                    )
+        return self
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell will run, as far as overrides may depend on it."""
+
+    engine: str
+    vendor: str | None = None
+    gpu_name: str | None = None
+    compute_capability: str | None = None
+
+    def matches(self, when: Mapping[str, Scalar], axis: Mapping[str, Scalar]) -> bool:
+        """Whether every condition of an override holds here; `gpu_name` is a shell pattern."""
+        for key, wanted in when.items():
+            if key in axis:
+                found: Scalar | None = axis[key]
+            else:
+                found = getattr(self, key)
+            if key == "gpu_name":
+                if found is None or not fnmatch(str(found), str(wanted)):
+                    return False
+            elif found is None or str(found) != str(wanted):
+                return False
+        return True
+
+
+def find_directory(start: Path, named: str | None = None) -> Path:
+    """The folder `named`, else the nearest `configs/` at or above `start`.
+
+    ConfigError when there is none, or no TOML file in it.
+    """
+    if named is not None:
+        if not any(Path(named).glob("*.toml")):
+            raise ConfigError(f"--configs {named}: no such folder, or no *.toml file in it")
+        return Path(named)
+    for folder in (start, *start.resolve().parents):
+        candidate = folder / "configs"
+        if candidate.is_dir() and any(candidate.glob("*.toml")):
+            return candidate
+    raise ConfigError(
+        f"no folder configs/ with a *.toml file at or above {start}; "
+        "run from the repository, or name one with --configs DIR"
+    )
+
+
+def names(directory: Path) -> list[str]:
+    """Names of the configurations in a folder, sorted."""
+    return sorted(path.stem for path in directory.glob("*.toml"))
+
+
+def load(directory: Path, name: str) -> Configuration:
+    """Read and check `<directory>/<name>.toml`; ConfigError names file, key, found and allowed."""
+    path = directory / f"{name}.toml"
+    if not path.is_file():
+        known = names(directory)
+        raise ConfigError(
+            f"no configuration {name!r} in {directory}{_nearest(name, known)}; "
+            f"there are: {', '.join(known)}"
+        )
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    if "name" in raw:
+        raise ConfigError(f"{path}: key 'name': leave it out, the file's name is the name")
+    return _checked({**raw, "name": name}, str(path))
+
+
+def resolve(
+    config: Configuration,
+    axis: Mapping[str, Scalar],
+    place: Place,
+    changes: Sequence[str] = (),
+) -> Configuration:
+    """The configuration of one cell: overrides that match, then `changes` (`key.path=value`).
+
+    Placeholders `{axis_name}` in arguments and environment are filled in. The result has no axis
+    and no overrides; it is checked again as a whole.
+    """
+    raw = config.model_dump(exclude_none=True, exclude_unset=True)
+    raw.pop("overrides", None)
+    raw.pop("axis", None)
+    for override in config.overrides:
+        if place.matches(override.when, axis):
+            patch = override.model_dump(exclude_none=True, exclude_unset=True)
+            patch.pop("when")
+            raw = _merged(raw, patch)
+    for change in changes:
+        raw = _merged(raw, _assignment(change))
+    for table in ("arguments", "environment"):
+        raw[table] = {key: _filled(value, axis) for key, value in raw.get(table, {}).items()}
+    where = f"--set {' --set '.join(changes)}" if changes else f"configuration {config.name}"
+    return _checked(raw, where)
+
+
+def digest(config: Configuration) -> str:
+    """sha256 over a configuration's canonical JSON: runs with one digest asked the same."""
+    text = json.dumps(config.model_dump(exclude_none=True), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def attributes(config: Configuration) -> dict[str, Any]:
+    """Kit attributes that a configuration sets: key `k` of `gates.<kit>` or `kits.<kit>` is
+    `<kit>_<k>`."""
+    found: dict[str, Any] = {}
+    for section in (config.gates, config.kits):
+        for kit, values in section.model_dump(exclude_none=True).items():
+            for key, value in values.items():
+                found[f"{kit}_{key}"] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _filled(value: Scalar, axis: Mapping[str, Scalar]) -> Scalar:
+    if not isinstance(value, str):
+        return value
+    for name, filling in axis.items():
+        if value == f"{{{name}}}":
+            return filling
+        value = value.replace(f"{{{name}}}", str(filling))
+    return value
+
+
+def _merged(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in patch.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def _assignment(change: str) -> dict[str, Any]:
+    key, separator, text = change.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise ConfigError(
+            f"--set {change}: expected key=value, such as gates.fwd_occupancy.threshold=96"
+        )
+    if parts[0] in ("name", "axis", "overrides"):
+        raise ConfigError(f"--set {change}: {parts[0]!r} cannot be set from the command line")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for part in reversed(parts):
+        value = {part: value}
+    return dict(value)
+
+
+def _checked(raw: Mapping[str, Any], where: str) -> Configuration:
+    try:
+        return Configuration.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{where}: {_sentence(dict(problem))}" for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    location = [part for part in problem["loc"] if part not in ("str", "int", "float", "bool")]
+    key = ".".join(str(part) for part in location if part != "[key]")
+    if problem["type"] == "extra_forbidden":
+        allowed = sorted(_fields_at(Configuration, location[:-1]))
+        return (
+            f"unknown key {key!r}{_nearest(str(location[-1]), allowed)}; "
+            f"allowed here: {', '.join(allowed)}"
+        )
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    found = problem["input"]
+    shown = "" if isinstance(found, dict) else f" (found {found!r})"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if location and location[-1] == "[key]":
+        text = f"not a valid name ({text})"
+    return f"key {key!r}: {text}{shown}" if key else f"{text}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> Iterator[str]:
+    """Names of the keys allowed at a place inside a configuration."""
+    current: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int) or current is None:
+            continue
+        current = _table_in(current.model_fields[part].annotation)
+    for name in current.model_fields if current else ():
+        if name != "name":
+            yield name
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list, Annotated):
+        for argument in get_args(annotation):
+            table = _table_in(argument)
+            if table is not None:
+                return table
+    return None
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def capability(text: str | None) -> tuple[int, int] | None:
+    """`">=8.0"` or `"12.0"` as (major, minor)."""
+    if text is None:
+        return None
+    major, minor = re.sub("^>=", "", text).split(".")
+    return int(major), int(minor)

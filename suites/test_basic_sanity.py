@@ -1,0 +1,25 @@
+"""The published main suite: contract, correctness, stress, occupancy and accuracy."""
+
+from __future__ import annotations
+
+import pytest
+
+from servematrix.kits import (
+    BasicAPIContractMixin,
+    BasicDecodeCorrectnessMixin,
+    BasicSchedulerStressMixin,
+    FwdOccupancyMixin,
+    HellaswagMixin,
+)
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.suite("basic_sanity")
+class TestBasicSanity(
+    BasicAPIContractMixin,
+    BasicDecodeCorrectnessMixin,
+    BasicSchedulerStressMixin,
+    FwdOccupancyMixin,
+    HellaswagMixin,
+):
+    """Every sanity kit against one server."""

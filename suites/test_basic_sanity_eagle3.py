@@ -1,0 +1,25 @@
+"""The published suite for a server that speculates: the same kits, accept length decides too."""
+
+from __future__ import annotations
+
+import pytest
+
+from servematrix.kits import (
+    BasicAPIContractMixin,
+    BasicDecodeCorrectnessMixin,
+    BasicSchedulerStressMixin,
+    FwdOccupancyMixin,
+    HellaswagMixin,
+)
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.suite("basic_sanity_eagle3")
+class TestBasicSanityEagle3(
+    BasicAPIContractMixin,
+    BasicDecodeCorrectnessMixin,
+    BasicSchedulerStressMixin,
+    FwdOccupancyMixin,
+    HellaswagMixin,
+):
+    """Every sanity kit against one server with speculation on."""

@@ -1,0 +1,17 @@
+"""What a CUDA-graph size can change: correctness of decoding, batches around it, occupancy."""
+
+from __future__ import annotations
+
+import pytest
+
+from servematrix.kits import (
+    BasicDecodeCorrectnessMixin,
+    BasicSchedulerStressMixin,
+    FwdOccupancyMixin,
+)
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.suite("cuda_graph")
+class TestCudaGraph(BasicDecodeCorrectnessMixin, BasicSchedulerStressMixin, FwdOccupancyMixin):
+    """The kits that decode, against one server per CUDA-graph size."""

@@ -1,0 +1,186 @@
+"""Configurations: the shipped ones say what was published, and bad ones are told what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servematrix import config as configs
+from servematrix import kits
+from servematrix.config import ConfigError, Place
+
+HERE = Place("sglang", vendor="nvidia", gpu_name="NVIDIA H100 80GB HBM3", compute_capability="9.0")
+MINIMAL = """
+description = "x"
+stage = "a"
+estimated_seconds = 10
+suites = ["basic_sanity"]
+[model]
+path = "org/model"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str, name: str = "mine") -> Path:
+        (tmp_path / f"{name}.toml").write_text(text)
+        return tmp_path
+
+    return write
+
+
+def test_baseline_is_the_published_one(configs_directory: Path) -> None:
+    config = configs.resolve(configs.load(configs_directory, "baseline"), {}, HERE)
+    assert config.model.path == "meta-llama/Llama-3.1-8B-Instruct"
+    assert config.arguments == {
+        "cuda-graph-max-bs": 4,
+        "mem-fraction-static": 0.7,
+        "enable-metrics": True,
+    }
+    assert config.environment == {"SGLANG_ENABLE_METRICS_DEVICE_TIMER": "1"}
+    assert config.gates.fwd_occupancy.threshold == 97
+
+
+def test_eagle3_is_the_published_one(configs_directory: Path) -> None:
+    config = configs.resolve(configs.load(configs_directory, "eagle3"), {}, HERE)
+    assert config.model.draft == "lmsys/sglang-EAGLE3-LLaMA3.1-Instruct-8B"
+    assert config.arguments == {
+        "dtype": "float16",
+        "attention-backend": "triton",
+        "speculative-algorithm": "EAGLE3",
+        "speculative-num-steps": 3,
+        "speculative-eagle-topk": 1,
+        "speculative-num-draft-tokens": 4,
+        "cuda-graph-max-bs": 4,
+        "mem-fraction-static": 0.7,
+        "enable-metrics": True,
+    }
+    assert config.gates.fwd_occupancy.threshold == 97
+    assert config.gates.fwd_occupancy.acc_length_threshold == 1.8
+    assert config.estimated_seconds == 200
+
+
+def test_an_override_holds_on_its_gpu_only(configs_directory: Path) -> None:
+    eagle3 = configs.load(configs_directory, "eagle3")
+    on_amd = configs.resolve(eagle3, {}, Place("sglang", vendor="amd"))
+    assert on_amd.gates.fwd_occupancy.threshold == 80
+    assert on_amd.gates.fwd_occupancy.acc_length_threshold == 1.8
+    assert configs.resolve(eagle3, {}, HERE).gates.fwd_occupancy.threshold == 97
+
+
+@pytest.mark.parametrize(
+    ("when", "matches"),
+    [
+        ('gpu_name = "*H100*"', True),
+        ('gpu_name = "*4090*"', False),
+        ('compute_capability = "9.0"', True),
+        ('compute_capability = "12.0"', False),
+        ('engine = "sglang", vendor = "nvidia"', True),
+        ('engine = "reference", vendor = "nvidia"', False),
+    ],
+)
+def test_conditions_of_overrides(write, when: str, matches: bool) -> None:
+    text = f"{MINIMAL}\n[[overrides]]\nwhen = {{ {when} }}\nestimated_seconds = 99\n"
+    config = configs.resolve(configs.load(write(text), "mine"), {}, HERE)
+    assert config.estimated_seconds == (99 if matches else 10)
+
+
+def test_the_axis_fills_arguments_in(configs_directory: Path) -> None:
+    graph = configs.load(configs_directory, "cuda_graph")
+    eight = configs.resolve(graph, {"max_bs": 8}, HERE)
+    assert eight.arguments["cuda-graph-max-bs"] == 8
+    off = configs.resolve(graph, {"max_bs": "off"}, HERE)
+    assert off.arguments["cuda-graph-max-bs"] is False
+    assert off.arguments["disable-cuda-graph"] is True
+
+
+def test_set_changes_any_key_last(configs_directory: Path) -> None:
+    baseline = configs.load(configs_directory, "baseline")
+    changes = ["gates.fwd_occupancy.threshold=96.5", "model.path=my/model", "arguments.tp=2"]
+    config = configs.resolve(baseline, {}, HERE, changes)
+    assert config.gates.fwd_occupancy.threshold == 96.5
+    assert config.model.path == "my/model"
+    assert config.arguments["tp"] == 2
+    assert configs.digest(config) != configs.digest(configs.resolve(baseline, {}, HERE))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("gates.fwd_occupancy.treshold=96", "did you mean 'threshold'?"),
+        ("gates.fwd_occupancy.threshold=960", "less than or equal to 100 (found 960)"),
+        ("requires.gpus=0", "requires.gpus"),
+        ('kits.decode_correctness.probes=["poetry"]', "found 'poetry'"),
+        ("arguments.Enable_X=1", "not a valid name"),
+        ("overrides=[]", "cannot be set from the command line"),
+        ("nonsense", "expected key=value"),
+    ],
+)
+def test_a_bad_change_is_refused(configs_directory: Path, change: str, message: str) -> None:
+    baseline = configs.load(configs_directory, "baseline")
+    with pytest.raises(ConfigError) as caught:
+        configs.resolve(baseline, {}, HERE, [change])
+    assert message in str(caught.value)
+    assert "--set" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("description = ", "not valid TOML"),
+        (MINIMAL.replace('stage = "a"\n', ""), "key 'stage' is missing"),
+        (MINIMAL.replace("estimated_seconds", "estimated_second"), "did you mean 'estimated_seco"),
+        (MINIMAL.replace("= 10", '= "10"'), "key 'estimated_seconds': Input should be a valid int"),
+        (MINIMAL.replace('path = "org/model"', 'pth = "x"'), "did you mean 'path'?"),
+        ('name = "x"\n' + MINIMAL, "the file's name is the name"),
+        ("axis.a = [1]\naxis.b = [2]\n" + MINIMAL, "at most 1 item"),
+        ("axis.a = [1, 1]\n" + MINIMAL, "no value twice"),
+        (MINIMAL + '[[overrides]]\nwhen = { vendr = "amd" }\n', "did you mean 'vendor'?"),
+        (MINIMAL + "[gates.fwd_occupanci]\nthreshold = 1\n", "did you mean 'fwd_occupancy'?"),
+        (MINIMAL + '[requires]\ncompute_capability = "nine"\n', "requires.compute_capability"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_name(write, text: str, message: str) -> None:
+    folder = write(text)
+    with pytest.raises(ConfigError) as caught:
+        configs.load(folder, "mine")
+    assert message in str(caught.value)
+    assert str(folder / "mine.toml") in str(caught.value)
+
+
+def test_an_unknown_name_is_met_with_the_nearest(configs_directory: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'baseline'"):
+        configs.load(configs_directory, "basline")
+
+
+def test_no_folder_of_configurations(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--configs DIR"):
+        configs.find_directory(tmp_path)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_configuration_or_an_error(tmp_path_factory, text: str) -> None:
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "any.toml").write_text(text, encoding="utf-8", errors="replace")
+    with pytest.raises(ConfigError):
+        configs.load(folder, "any")
+
+
+def test_every_key_of_gates_and_kits_is_an_attribute_of_its_kit(configs_directory: Path) -> None:
+    """A key that no kit reads would be ignored in silence."""
+    mixins = {mixin.kit: mixin for mixin in kits.MIXINS}
+    for section in (configs.Gates, configs.Kits):
+        for kit, table in section.model_fields.items():
+            for key in table.annotation.model_fields:
+                assert hasattr(mixins[kit], f"{kit}_{key}"), f"{kit}.{key}"
+
+
+def test_attributes_are_named_after_kit_and_key(configs_directory: Path) -> None:
+    config = configs.resolve(configs.load(configs_directory, "smollm2"), {}, HERE)
+    found = configs.attributes(config)
+    assert found["fwd_occupancy_max_new_tokens"] == 6000
+    assert found["hellaswag_accuracy_threshold"] == 0.30
+    assert "basic_math" not in found["decode_correctness_probes"]

@@ -1,0 +1,110 @@
+"""Records: on disk at once, readable after anything, and without secrets."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from servematrix.records import FILE, SCHEMA, RecordsError, Run, read
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run.create(tmp_path, "baseline", hidden=['pass"word\u00e9'])
+    run.write("run", engine="reference")
+    return run
+
+
+def test_a_line_is_on_disk_when_write_returns(run: Run) -> None:
+    run.write("verdict", cell="baseline", verdict="pass", numbers={"median": 99.3})
+    header, verdict = read(run.folder)
+    assert header["kind"] == "run"
+    assert header["schema"] == SCHEMA
+    assert verdict["numbers"] == {"median": 99.3}
+    assert verdict["time"].endswith("+00:00")
+
+
+def test_latest_points_to_the_run_started_last(tmp_path: Path) -> None:
+    first = Run.create(tmp_path, "a")
+    second = Run.create(tmp_path, "b(c=1)")
+    assert first.folder != second.folder
+    assert (tmp_path / "latest").resolve() == second.folder.resolve()
+
+
+def test_numbers_that_json_lacks_are_text(run: Run) -> None:
+    run.write("measurement", value=math.nan, more=[math.inf])
+    line = (run.folder / FILE).read_text().splitlines()[-1]
+    assert json.loads(line, parse_constant=pytest.fail)["value"] == "nan"
+
+
+def test_a_secret_is_nowhere(run: Run) -> None:
+    run.write("verdict", reason='the key pass"word\u00e9 was refused')
+    run.attach("trace", {"header": 'Bearer pass"word\u00e9'})
+    text = "".join(path.read_text() for path in run.folder.rglob("*.json*"))
+    assert "word" not in text
+    assert text.count("***") == 2
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_what_was_there(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) > 10:
+            return write(descriptor, data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(RecordsError, match="No space left on device") as caught:
+        run.write("verdict", verdict="pass", reason="x" * 15)
+    assert str(run.folder / FILE) in str(caught.value)
+    monkeypatch.undo()
+    assert [record["kind"] for record in read(run.folder)] == ["run"]
+
+
+def test_a_results_root_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordsError, match="--results DIR"):
+        Run.create(tmp_path / "file" / "results", "x")
+
+
+def test_several_processes_write_whole_lines(run: Run) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_write_many, args=(run, name)) for name in "ab"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=30)
+    assert sum(record["kind"] == "measurement" for record in read(run.folder)) == 200
+
+
+def _write_many(run: Run, name: str) -> None:
+    for _ in range(100):
+        run.write("measurement", name=name, value="x" * 500)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"kind": "run", "schema": 99}\n', "newer servematrix"),
+        ('{"kind": "verdict"}\n', "not the start of a run"),
+        ('{"kind": "run", "schema": 1}\n{"kind"\n', "line 2: not JSON"),
+        ("[]\n", "not a record"),
+    ],
+)
+def test_what_is_not_a_run_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(RecordsError, match=message):
+        list(read(tmp_path))
+
+
+def test_a_folder_without_records(tmp_path: Path) -> None:
+    with pytest.raises(RecordsError, match="cannot read"):
+        list(read(tmp_path))
