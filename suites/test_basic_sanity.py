@@ -16,10 +16,11 @@ from servematrix.kits import (
 @pytest.mark.usefixtures("server")
 @pytest.mark.suite("basic_sanity")
 class TestBasicSanity(
-    BasicAPIContractMixin,
-    BasicDecodeCorrectnessMixin,
-    BasicSchedulerStressMixin,
-    FwdOccupancyMixin,
+    # pytest runs the tests of the last base first
     HellaswagMixin,
+    FwdOccupancyMixin,
+    BasicSchedulerStressMixin,
+    BasicDecodeCorrectnessMixin,
+    BasicAPIContractMixin,
 ):
     """Every sanity kit against one server."""

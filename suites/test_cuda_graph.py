@@ -13,5 +13,10 @@ from servematrix.kits import (
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.suite("cuda_graph")
-class TestCudaGraph(BasicDecodeCorrectnessMixin, BasicSchedulerStressMixin, FwdOccupancyMixin):
+class TestCudaGraph(
+    # pytest runs the tests of the last base first
+    FwdOccupancyMixin,
+    BasicSchedulerStressMixin,
+    BasicDecodeCorrectnessMixin,
+):
     """The kits that decode, against one server per CUDA-graph size."""

@@ -1,0 +1,161 @@
+"""The `servematrix` command: what configurations there are, and what a run would do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from servematrix import config as configs
+from servematrix import matrix, run
+from servematrix.config import ConfigError
+from servematrix.engines import choice
+from servematrix.engines.base import Engine, EnvironmentProblem
+from servematrix.exit_codes import Exit
+from servematrix.gpus import Gpu, visible
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns an exit status of `exit_codes`."""
+    options = _parser().parse_args(arguments)
+    try:
+        folder = configs.find_directory(Path.cwd(), options.configs)
+        status: Exit = options.command(folder, options)
+    except (ConfigError, EnvironmentProblem) as problem:
+        print(f"servematrix: {problem}", file=sys.stderr)
+        return Exit.USAGE
+    except BrokenPipeError:
+        # the reader of a pipe left early; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.PASSED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="servematrix", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="the configurations as a table")
+    listing.set_defaults(command=_list)
+    planning = commands.add_parser(
+        "plan", help="cells, command lines and environment of a run, without starting anything"
+    )
+    planning.set_defaults(command=_plan)
+    planning.add_argument("selections", nargs="*", default=["all"], metavar="NAME")
+    planning.add_argument("--engine", choices=("auto", "sglang", "reference"), default="auto")
+    planning.add_argument("--server-python", metavar="PATH")
+    planning.add_argument("--sglang", metavar="VERSION")
+    planning.add_argument("--model", metavar="PATH_OR_ID")
+    planning.add_argument("--draft-model", metavar="PATH_OR_ID")
+    planning.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    planning.add_argument("--gpus", metavar="LIST")
+    planning.add_argument("--port", type=int, default=0)
+    planning.add_argument("--api-key-env", metavar="NAME")
+    for command in (listing, planning):
+        command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
+        command.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _list(folder: Path, options: argparse.Namespace) -> Exit:
+    found = [configs.load(folder, name) for name in configs.names(folder)]
+    if options.json:
+        rows = [
+            item.model_dump(exclude_none=True)
+            | {"cells": [cell.id for cell in matrix.expand(item)]}
+            for item in found
+        ]
+        print(json.dumps(rows, indent=2))
+        return Exit.PASSED
+    table = Table(title=f"configurations in {folder}", title_justify="left")
+    for column in ("name", "stage", "cells", "about", "GPUs", "suites", "description"):
+        table.add_column(column, overflow="fold")
+    for item in found:
+        table.add_row(
+            item.name,
+            item.stage,
+            str(len(list(matrix.expand(item)))),
+            f"{item.estimated_seconds} s",
+            _needs(item),
+            ", ".join(item.suites),
+            item.description,
+        )
+    Console().print(table)
+    return Exit.PASSED
+
+
+def _needs(config: configs.Configuration) -> str:
+    requires = config.requires
+    parts = [str(requires.gpus)]
+    if requires.memory_gib:
+        parts.append(f"{requires.memory_gib:g} GiB")
+    if requires.compute_capability:
+        parts.append(f"cc {requires.compute_capability}")
+    return ", ".join(parts)
+
+
+def _plan(folder: Path, options: argparse.Namespace) -> Exit:
+    asked = run.Options(
+        selections=options.selections,
+        configs_directory=folder,
+        engine=options.engine,
+        server_python=options.server_python,
+        sglang=options.sglang,
+        model=options.model,
+        draft_model=options.draft_model,
+        changes=options.set,
+        gpus=options.gpus,
+        port=options.port,
+        api_key_env=options.api_key_env,
+    )
+    gpus = visible()
+    engine = choice.choose(
+        asked.engine,
+        base_url=None,
+        server_python=asked.server_python,
+        sglang_version=asked.sglang,
+        gpus=gpus,
+    )
+    plan = run.make(asked, matrix.select(folder, asked.selections), engine, gpus)
+    rows = [_row(plan, cell) for cell in plan.cells]
+    if options.json:
+        print(json.dumps({"engine": engine.name, "reason": engine.reason, "cells": rows}, indent=2))
+    else:
+        _print_plan(engine, gpus, rows)
+    return Exit.PASSED
+
+
+def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
+    launch = cell.launch(plan.options, log=Path("server.log"), deadline=0.0)
+    return {
+        "cell": cell.id,
+        "suites": cell.config.suites,
+        "estimated_seconds": cell.config.estimated_seconds,
+        "gpus": [gpu.uuid for gpu in cell.gpus],
+        "unfit": cell.unfit,
+        "environment": plan.engine.environment(launch),
+        "command": plan.engine.command(launch),
+        "gates": cell.config.gates.model_dump(exclude_none=True),
+        "kits": cell.config.kits.model_dump(exclude_none=True),
+    }
+
+
+def _print_plan(engine: Engine, gpus: Sequence[Gpu], rows: Sequence[dict[str, Any]]) -> None:
+    print(f"engine {engine.name}: {engine.reason}; GPUs visible: {len(gpus)}")
+    for row in rows:
+        print(f"\n{row['cell']}  (about {row['estimated_seconds']} s; {', '.join(row['suites'])})")
+        if row["unfit"]:
+            print(f"  not run here: {row['unfit']}")
+            continue
+        for key, value in row["environment"].items():
+            print(f"  {key}={shlex.quote(value)}")
+        print(f"  {shlex.join(row['command'])}")
+    print("\nport 0 stands for a free port that is chosen at launch")

@@ -1,0 +1,198 @@
+"""The HTTP calls to a server under test: the only place that knows endpoint paths."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from servematrix.transport import (
+    BadStatus,
+    ClientError,
+    Event,
+    MalformedAnswer,
+    TimedOut,
+    Transport,
+    Unreachable,
+)
+
+__all__ = [
+    "BadStatus",
+    "Client",
+    "ClientError",
+    "Event",
+    "MalformedAnswer",
+    "TimedOut",
+    "Unreachable",
+]
+
+MIB = 1024 * 1024
+
+Json = dict[str, Any]
+
+
+class Client:
+    """Calls one server. Safe to share between threads; each keeps one connection alive.
+
+    `timeout` is the total time in seconds that a call may take unless the call names its own;
+    `max_body` the most bytes of one answer, or of one event of a stream. The API key is sent as a
+    bearer token and shown in no message. Every call raises `ClientError`: `Unreachable` (nobody
+    answers; `TimedOut` where it was not in time), `BadStatus`, or `MalformedAnswer`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        max_body: int = 64 * MIB,
+    ) -> None:
+        self._transport = Transport(base_url, api_key=api_key, max_body=max_body)
+        self._timeout = timeout
+
+    def health(self, *, timeout: float | None = None) -> None:
+        """Ask whether the server is up; any other status than 200 raises `BadStatus`."""
+        self._call("GET", "/health", timeout=timeout)
+
+    def health_generate(self, *, timeout: float | None = None) -> None:
+        """Ask the server to generate one token for itself."""
+        self._call("GET", "/health_generate", timeout=timeout)
+
+    def server_info(self, *, old_path: bool = False) -> Json:
+        """Return the server's arguments and state; `old_path` asks `/get_server_info`.
+
+        The arguments hold the server's API key where it has one.
+        """
+        return self._object("GET", "/get_server_info" if old_path else "/server_info")
+
+    def model_info(self, *, old_path: bool = False) -> Json:
+        """Return what is served; `old_path` asks `/get_model_info`."""
+        return self._object("GET", "/get_model_info" if old_path else "/model_info")
+
+    def models(self) -> Json:
+        """Return the OpenAI listing of models."""
+        return self._object("GET", "/v1/models")
+
+    def generate(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int,
+        ignore_eos: bool = False,
+        timeout: float | None = None,
+    ) -> Json:
+        """Continue one prompt greedily through `/generate`."""
+        body = _greedy(text, max_new_tokens, ignore_eos)
+        return self._object("POST", "/generate", body, timeout)
+
+    def generate_stream(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int,
+        ignore_eos: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Event]:
+        """Stream a greedy answer of `/generate` over a connection of its own, event by event.
+
+        An event ends with its blank line; bytes after the last blank line come as a last event
+        without one. Nothing is parsed. `timeout` bounds the whole stream.
+        """
+        body = {**_greedy(text, max_new_tokens, ignore_eos), "stream": True}
+        return self._transport.events("/generate", body, self._ends(timeout))
+
+    def score(
+        self,
+        texts: Sequence[str],
+        starts: Sequence[int] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> list[Json]:
+        """Process prompts in one `/generate` request without generating, answers in their order.
+
+        With `starts`, a token index for each text, `meta_info.input_token_logprobs` holds the
+        log-probabilities from there on; its first entry is null.
+        """
+        path = "/generate"
+        body: Json = _greedy(list(texts), 0)
+        if starts is not None:
+            body |= {"return_logprob": True, "logprob_start_len": list(starts)}
+        answers = self._json("POST", path, body, timeout)
+        at = self._transport.at(path)
+        if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
+            raise MalformedAnswer(f"{at} gave no list of answers to a list of prompts")
+        if len(answers) != len(texts):
+            raise MalformedAnswer(f"{at} gave {len(answers)} answers to {len(texts)} prompts")
+        return answers
+
+    def chat(self, body: Mapping[str, Any], *, timeout: float | None = None) -> Json:
+        """Answer an OpenAI chat completion."""
+        return self._object("POST", "/v1/chat/completions", body, timeout)
+
+    def completion(self, body: Mapping[str, Any], *, timeout: float | None = None) -> Json:
+        """Answer an OpenAI completion."""
+        return self._object("POST", "/v1/completions", body, timeout)
+
+    def tokenize(self, text: str, *, model: str = "default") -> int:
+        """Count the tokens of a text as the server counts those of a prompt."""
+        path = "/tokenize"
+        count = self._object("POST", path, {"model": model, "prompt": text}).get("count")
+        if not isinstance(count, int):
+            raise MalformedAnswer(f"{self._transport.at(path)} gave no 'count'")
+        return count
+
+    def metrics_text(self, *, timeout: float | None = None) -> str:
+        """Return the Prometheus exposition as text."""
+        return self._call("GET", "/metrics", timeout=timeout).decode("utf-8", "replace")
+
+    def flush_cache(self) -> None:
+        """Empty the prefix cache; a server that has requests running answers another status."""
+        self._call("POST", "/flush_cache", {})
+
+    def excerpt(self, body: object) -> str:
+        """Show an answer for a message: cut, and without the API key."""
+        return self._transport.excerpt(body)
+
+    def _object(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Json:
+        answer = self._json(method, path, body, timeout)
+        if not isinstance(answer, dict):
+            at = self._transport.at(path)
+            raise MalformedAnswer(f"{at} gave no JSON object: {self.excerpt(answer)}")
+        return answer
+
+    def _json(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float | None
+    ) -> Any:
+        data = self._call(method, path, body, timeout)
+        try:
+            return json.loads(data)
+        except ValueError:
+            text = self.excerpt(data.decode("utf-8", "replace"))
+            raise MalformedAnswer(f"{self._transport.at(path)} gave no JSON: {text!r}") from None
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> bytes:
+        return self._transport.call(method, path, body, self._ends(timeout))
+
+    def _ends(self, timeout: float | None) -> float:
+        return time.monotonic() + (self._timeout if timeout is None else timeout)
+
+
+def _greedy(text: str | list[str], max_new_tokens: int, ignore_eos: bool = False) -> Json:
+    sampling: Json = {"temperature": 0.0, "max_new_tokens": max_new_tokens}
+    if ignore_eos:
+        sampling["ignore_eos"] = True
+    return {"text": text, "sampling_params": sampling}

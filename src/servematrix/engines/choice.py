@@ -1,0 +1,99 @@
+"""Which engine serves, and why: decided once, printed first and last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from servematrix.engines.attach import AttachEngine
+from servematrix.engines.base import Engine, EnvironmentProblem
+from servematrix.engines.embedded import EmbeddedEngine
+from servematrix.engines.environments import (
+    NoSglangError,
+    ServerEnvironment,
+    default_pythons,
+    named_python,
+    probe,
+)
+from servematrix.engines.sglang import SglangEngine
+from servematrix.gpus import Gpu
+
+
+def choose(
+    engine: str,
+    *,
+    base_url: str | None,
+    server_python: str | None,
+    sglang_version: str | None,
+    gpus: Sequence[Gpu],
+) -> Engine:
+    """Return the engine for `auto`, `sglang` or `reference`; `base_url` wins over it.
+
+    Nothing is started and no environment is made: `Engine.prepare` does that. Raises
+    EnvironmentProblem where `sglang` is asked for and there is no GPU or no SGLang, and for options
+    that contradict each other.
+    """
+    _check(engine, base_url, server_python, sglang_version)
+    if base_url is not None:
+        return AttachEngine(base_url, "--base-url names a server that runs already")
+    if engine == "reference":
+        return EmbeddedEngine("--engine reference was given")
+    if not gpus:
+        if engine == "sglang":
+            raise EnvironmentProblem(f"--engine sglang needs a GPU, and {_no_gpu()}")
+        return EmbeddedEngine(_no_gpu())
+    try:
+        return _sglang(engine, server_python, sglang_version, gpus)
+    except NoSglangError as error:
+        if engine == "sglang":
+            raise EnvironmentProblem(
+                f"--engine sglang needs SGLang, but {error}; name a Python that has it with "
+                "--server-python, or a version to install with --sglang"
+            ) from error
+        return EmbeddedEngine(f"{_seen(gpus)}, but {error}")
+
+
+def _check(
+    engine: str, base_url: str | None, server_python: str | None, sglang_version: str | None
+) -> None:
+    if engine not in ("auto", "sglang", "reference"):
+        raise EnvironmentProblem(f"--engine {engine}: not one of auto, sglang, reference")
+    server = {"--server-python": server_python, "--sglang": sglang_version}
+    given = [option for option, value in server.items() if value is not None]
+    if len(given) == 2:
+        raise EnvironmentProblem("--server-python and --sglang both name a server; leave one out")
+    others = {"--base-url": base_url is not None, "--engine reference": engine == "reference"}
+    clash = [option for option, is_given in others.items() if is_given]
+    if given and clash:
+        raise EnvironmentProblem(
+            f"{given[0]} names a server to start and {clash[0]} another one; leave one out"
+        )
+
+
+def _sglang(
+    engine: str, server_python: str | None, sglang_version: str | None, gpus: Sequence[Gpu]
+) -> Engine:
+    why = "--engine sglang was given" if engine == "sglang" else _seen(gpus)
+    if sglang_version is not None:
+        environment = ServerEnvironment(sglang_version)
+        reason = f"{why} and --sglang {sglang_version} was given"
+        return SglangEngine(environment.python, sglang_version, reason, environment)
+    pythons = [named_python(server_python)] if server_python is not None else default_pythons()
+    problems: list[str] = []
+    for python in pythons:
+        try:
+            version = probe(python)
+        except NoSglangError as error:
+            problems.append(str(error))
+        else:
+            return SglangEngine(python, version, f"{why} and {python} has SGLang {version}")
+    raise NoSglangError(" and ".join(problems))
+
+
+def _seen(gpus: Sequence[Gpu]) -> str:
+    return "a GPU is visible" if len(gpus) == 1 else f"{len(gpus)} GPUs are visible"
+
+
+def _no_gpu() -> str:
+    outer = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "no GPU is visible" + ("" if outer is None else f" (CUDA_VISIBLE_DEVICES={outer})")

@@ -1,0 +1,31 @@
+"""Kits: mixins that each measure one aspect of a server that runs at `base_url`.
+
+They drop into any `unittest.TestCase` or plain pytest class that sets `base_url`.
+"""
+
+from typing import Final
+
+from servematrix.kits.api_contract import BasicAPIContractMixin
+from servematrix.kits.base import Kit
+from servematrix.kits.decode_correctness import BasicDecodeCorrectnessMixin
+from servematrix.kits.fwd_occupancy import FwdOccupancyMixin
+from servematrix.kits.hellaswag import HellaswagMixin
+from servematrix.kits.scheduler_stress import BasicSchedulerStressMixin
+
+MIXINS: Final[tuple[type[Kit], ...]] = (
+    BasicAPIContractMixin,
+    BasicDecodeCorrectnessMixin,
+    BasicSchedulerStressMixin,
+    FwdOccupancyMixin,
+    HellaswagMixin,
+)
+"""Every kit, in the order in which a suite lists them."""
+
+__all__ = [
+    "MIXINS",
+    "BasicAPIContractMixin",
+    "BasicDecodeCorrectnessMixin",
+    "BasicSchedulerStressMixin",
+    "FwdOccupancyMixin",
+    "HellaswagMixin",
+]

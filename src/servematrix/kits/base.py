@@ -1,0 +1,170 @@
+"""What every kit shares: the client, the reporter, and the one way in which a test concludes.
+
+A test of a kit is a method that measures and returns the verdict of a gate. The decorator
+`concludes` makes it a test: it names the kit, turns a server that does not answer into a verdict
+too, and concludes exactly once. It needs neither pytest nor a `unittest.TestCase`.
+
+Kits are mixed into one class, with each other and with a user's own tests. So what a kit keeps to
+itself is a function of its module or has a mangled name (`__like_this`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import unittest
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from servematrix.client import (
+    BadStatus,
+    Client,
+    ClientError,
+    MalformedAnswer,
+    TimedOut,
+    Unreachable,
+)
+from servematrix.gates.verdict import Number, Outcome, Verdict
+from servematrix.kits import answers
+
+K = TypeVar("K", bound="Kit")
+
+
+class VerdictFailed(AssertionError):
+    """The server does not meet the rule."""
+
+
+class MeasurementError(AssertionError):
+    """The measurement does not hold, so nothing is said about the server."""
+
+
+class Inconclusive(AssertionError):
+    """The measurement was made and does not decide."""
+
+
+class NotApplicable(unittest.SkipTest):
+    """The rule does not apply to this server."""
+
+
+class Reporter(Protocol):
+    """Where measurements and verdicts go; the plugin sets one that writes records."""
+
+    def measurement(self, kit: str, name: str, value: Number, unit: str) -> None:
+        """Record one number."""
+
+    def attachment(self, kit: str, name: str, payload: object) -> None:
+        """Keep a JSON-able payload as a file beside the records."""
+
+    def verdict(self, kit: str, test: str, verdict: Verdict) -> None:
+        """Record the verdict of a test."""
+
+
+class Kit:
+    """Base of every mixin. The user sets `base_url`, and the rest where it is needed.
+
+    A class may mix several kits: what is reported from within a test belongs to the kit that
+    defines the test.
+    """
+
+    kit: ClassVar[str]
+    base_url: str
+    served_model_name: str = "default"
+    api_key: str | None = None
+    reporter: Reporter | None = None
+
+    _kit_running: tuple[str, str] | None = None
+    _kit_client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """The client for `base_url`; one is kept as long as the address and key stay."""
+        address = getattr(self, "base_url", None)
+        if not isinstance(address, str):
+            raise ClientError("base_url is not set; set it to the server's http://HOST:PORT")
+        if self._kit_client is None:
+            self._kit_client = Client(address, api_key=self.api_key)
+        return self._kit_client
+
+    def measure(self, name: str, value: Number, unit: str) -> None:
+        """Report one measured value."""
+        if self.reporter is not None:
+            self.reporter.measurement(self._kit_test()[0], name, value, unit)
+
+    def attach(self, name: str, payload: object) -> None:
+        """Report a JSON-able payload that is too large for a measurement."""
+        if self.reporter is not None:
+            self.reporter.attachment(self._kit_test()[0], name, payload)
+
+    def conclude(self, verdict: Verdict) -> None:
+        """Print and report a verdict, and raise unless it is a pass.
+
+        Raises `VerdictFailed`, `MeasurementError`, `Inconclusive` or `NotApplicable`; each has the
+        verdict as its attribute `verdict`.
+        """
+        __tracebackhide__ = True
+        kit, test = self._kit_test()
+        print(f"{kit}.{test}: {verdict.outcome}: {verdict.reason}")
+        if self.reporter is not None:
+            self.reporter.verdict(kit, test, verdict)
+        if verdict.outcome == "pass":
+            return
+        problem = _RAISED[verdict.outcome](f"{verdict.reason} [rule: {verdict.rule}]")
+        problem.verdict = verdict
+        raise problem
+
+    def _kit_generate(self, prompt: str, max_new_tokens: int, timeout: float) -> answers.Generated:
+        """Return a greedy answer of `/generate`; raises `MalformedAnswer` where it is not whole."""
+        body = self.client.generate(prompt, max_new_tokens=max_new_tokens, timeout=timeout)
+        parsed = answers.parse(answers.Generated, body)
+        if isinstance(parsed, str):
+            raise MalformedAnswer(f"/generate: {parsed}; it was {self.client.excerpt(body)}")
+        return parsed
+
+    def _kit_test(self) -> tuple[str, str]:
+        return self._kit_running or (self.kit, "")
+
+
+def concludes(
+    kit: str, *, faults: Outcome = "fail"
+) -> Callable[[Callable[[K], Verdict]], Callable[[K], None]]:
+    """Make a method that returns a verdict a test of `kit` which concludes with that verdict.
+
+    The first paragraph of the docstring, which says what bug the test guards against, becomes part
+    of the rule. A server that answers wrongly, or not in time, gives the outcome `faults`; one that
+    refuses our key, or does not answer at all, gives an error.
+    """
+
+    def decorate(method: Callable[[K], Verdict]) -> Callable[[K], None]:
+        guards = " ".join((inspect.getdoc(method) or "").split("\n\n")[0].split())
+
+        @functools.wraps(method)
+        def test(self: K) -> None:
+            __tracebackhide__ = True
+            self._kit_running = (kit, method.__name__)
+            try:
+                verdict = method(self)
+                verdict = replace(verdict, rule=f"{verdict.rule}. {guards}")
+            except ClientError as error:
+                verdict = Verdict(_outcome(error, faults), guards, str(error))
+            self.conclude(verdict)
+
+        return test
+
+    return decorate
+
+
+def _outcome(error: ClientError, faults: Outcome) -> Outcome:
+    if isinstance(error, BadStatus) and error.status in (401, 403):
+        return "error"
+    if isinstance(error, Unreachable) and not isinstance(error, TimedOut):
+        return "error"
+    return "error" if type(error) is ClientError else faults
+
+
+_RAISED: dict[Outcome, Callable[[str], Any]] = {
+    "fail": VerdictFailed,
+    "error": MeasurementError,
+    "inconclusive": Inconclusive,
+    "not_applicable": NotApplicable,
+}

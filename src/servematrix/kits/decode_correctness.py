@@ -1,0 +1,106 @@
+"""Does greedy decoding give right, readable, repeatable text: one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from servematrix.gates import text as gate
+from servematrix.gates.verdict import Verdict
+from servematrix.kits.base import Kit, concludes
+
+_KIT = "decode_correctness"
+_PARIS = "Q: What is the capital of France?\nA:"
+
+PROBES: dict[str, str] = {
+    "capital_france": "name the capital of France",
+    "basic_math": "multiply",
+    "color_completion": "name the primary colors",
+    "ascii_ratio": "write readable English",
+    "no_repetition_blowup": "write without going round in circles",
+    "determinism_temp_zero": "answer twice alike",
+    "max_token_one": "answer with one token",
+}
+"""The probes, and what a model must be able to do for each to mean something."""
+
+
+class BasicDecodeCorrectnessMixin(Kit):
+    """Cheap probes of output quality.
+
+    `decode_correctness_probes` names those that the model can answer; the rest are not applicable.
+    Token limits are those of one answer; the timeout is in seconds.
+    """
+
+    kit: ClassVar[str] = _KIT
+    decode_correctness_probes: Sequence[str] = tuple(PROBES)
+    decode_correctness_timeout: float = 120.0
+    sanity_max_new_tokens_short: int = 64
+    sanity_max_new_tokens_long: int = 128
+
+    @concludes(_KIT)
+    def test_capital_france(self) -> Verdict:
+        """Guards against weights or attention so wrong that the commonest fact is lost."""
+        if excused := self.__excused("capital_france"):
+            return excused
+        return gate.contains(self.__answer(_PARIS), "paris")
+
+    @concludes(_KIT)
+    def test_basic_math(self) -> Verdict:
+        """Guards against numeric damage, such as quantisation, that fluent text would hide."""
+        if excused := self.__excused("basic_math"):
+            return excused
+        return gate.contains(self.__answer("Q: What is 17 multiplied by 23?\nA:"), "391")
+
+    @concludes(_KIT)
+    def test_color_completion(self) -> Verdict:
+        """Guards against a prefill that loses track of what the prompt listed."""
+        if excused := self.__excused("color_completion"):
+            return excused
+        prompt = "Painters start from three colors. The three primary colors are red, blue, and"
+        return gate.contains(self.__answer(prompt), "yellow")
+
+    @concludes(_KIT)
+    def test_ascii_ratio(self) -> Verdict:
+        """Guards against token salad: weights loaded wrongly, or sampling from noise."""
+        if excused := self.__excused("ascii_ratio"):
+            return excused
+        prompt = "Continue this story. On a sunny day in the park,"
+        return gate.readable(self.__answer(prompt, self.sanity_max_new_tokens_long))
+
+    @concludes(_KIT)
+    def test_no_repetition_blowup(self) -> Verdict:
+        """Guards against a KV cache or attention that makes the model loop on one phrase."""
+        if excused := self.__excused("no_repetition_blowup"):
+            return excused
+        prompt = "Explain gravity in a few sentences. Gravity is"
+        return gate.unrepetitive(self.__answer(prompt, self.sanity_max_new_tokens_long))
+
+    @concludes(_KIT)
+    def test_determinism_temp_zero(self) -> Verdict:
+        """Guards against sampling at temperature zero, and a prefix cache that changes answers."""
+        if excused := self.__excused("determinism_temp_zero"):
+            return excused
+        return gate.same(self.__answer(_PARIS), self.__answer(_PARIS))
+
+    @concludes(_KIT)
+    def test_max_token_one(self) -> Verdict:
+        """Guards against step counting that fails where prefill is followed by no decoding."""
+        if excused := self.__excused("max_token_one"):
+            return excused
+        answer = self._kit_generate(_PARIS, 1, self.decode_correctness_timeout)
+        return gate.one_token(answer.text, answer.meta_info.completion_tokens)
+
+    def __answer(self, prompt: str, max_new_tokens: int | None = None) -> str:
+        limit = max_new_tokens or self.sanity_max_new_tokens_short
+        return self._kit_generate(prompt, limit, self.decode_correctness_timeout).text
+
+    def __excused(self, probe: str) -> Verdict | None:
+        rule = "decode_correctness_probes names the probes that the model can answer"
+        unknown = sorted(set(self.decode_correctness_probes) - set(PROBES))
+        if unknown:
+            reason = f"unknown probes {', '.join(unknown)}; known are {', '.join(PROBES)}"
+            return Verdict("error", rule, reason)
+        if probe in self.decode_correctness_probes:
+            return None
+        reason = f"the configuration says this model cannot {PROBES[probe]}"
+        return Verdict("not_applicable", rule, reason)

@@ -1,0 +1,218 @@
+"""Is the GPU busy while one request decodes, and does speculation pay where it is on?
+
+One request alone is where the host's overhead shows first: a lost overlap scheduler or CUDA graph
+moves this number before it moves any batched throughput.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from rich.console import Console
+from rich.table import Table
+
+from servematrix.client import BadStatus, Client, MalformedAnswer
+from servematrix.gates import accept_length, occupancy, trace
+from servematrix.gates.verdict import Number, Verdict, worst
+from servematrix.gates.windows import Reduction
+from servematrix.kits import answers, scrapes
+from servematrix.kits.base import Kit, concludes
+from servematrix.kits.long_request import Ended, LongRequest
+
+_KIT = "fwd_occupancy"
+_DECODE_LOG_INTERVAL = 40
+"""SGLang's default, in batches."""
+
+_ROWS = (
+    ("median", "%"),
+    ("peak", "%"),
+    ("p10", "%"),
+    ("windows", "windows"),
+    ("windows_implied", "windows"),
+    ("tokens", "tokens"),
+    ("decode_tokens_per_s", "tokens/s"),
+    ("itl_p50_ms", "ms"),
+    ("itl_p99_ms", "ms"),
+    ("ttft_s", "s"),
+    ("counter_occupancy", "%"),
+    ("windows_mean", "%"),
+    ("counter_difference", "points"),
+    ("accept_length", "tokens/pass"),
+    ("scrapes", "scrapes"),
+    ("stale_scrapes", "scrapes"),
+    ("nan_scrapes", "scrapes"),
+    ("failed_scrapes", "scrapes"),
+)
+
+
+@dataclass(frozen=True)
+class _Server:
+    """What the server says of itself: batches between log lines, speculation, context in tokens."""
+
+    decode_log_interval: int
+    algorithm: str | None
+    context: int | None
+    version: str | None
+
+
+class FwdOccupancyMixin(Kit):
+    """Median of `sglang:fwd_occupancy` over the fresh windows of one long request.
+
+    The server must run with `--enable-metrics` and `SGLANG_ENABLE_METRICS_DEVICE_TIMER=1`.
+    Threshold in percent, samples in distinct windows, intervals and timeout in seconds, lengths in
+    tokens, tolerance between gauge and counter in points, accept length in tokens a pass.
+    """
+
+    kit: ClassVar[str] = _KIT
+    fwd_occupancy_threshold: float = 95.0
+    fwd_occupancy_min_samples: int = 5
+    fwd_occupancy_scrape_interval: float = 0.05
+    fwd_occupancy_acc_length_threshold: float = 1.8
+    fwd_occupancy_warmup_max_new_tokens: int = 64
+    fwd_occupancy_max_new_tokens: int = 2048
+    fwd_occupancy_prompt: str = (
+        "Human: Write a small web service with FastAPI and explain each part.\n\nAssistant:"
+    )
+    fwd_occupancy_rank_reduction: Reduction = "min"
+    fwd_occupancy_counter_tolerance: float = occupancy.COUNTER_TOLERANCE
+    fwd_occupancy_timeout: float = 600.0
+
+    @concludes(_KIT, faults="error")
+    def test_fwd_occupancy(self) -> Verdict:
+        """Guards against host overhead that starves the GPU, and drafts that are never accepted."""
+        client = self.client
+        if not _metrics_served(client):
+            return occupancy.unmeasurable(metrics_served=False)
+        server = _ask_server(client)
+        warmup = client.generate(
+            f"First, {self.fwd_occupancy_prompt}",
+            max_new_tokens=self.fwd_occupancy_warmup_max_new_tokens,
+            ignore_eos=True,
+            timeout=self.fwd_occupancy_timeout,
+        )
+        before = scrapes.before(client, self.fwd_occupancy_scrape_interval)
+        unfit = occupancy.unfit(
+            before.scrape,
+            gauge_exposed=before.gauge_exposed,
+            prompt_tokens=_prompt_tokens(warmup),
+            new_tokens=self.fwd_occupancy_max_new_tokens,
+            context=server.context,
+        )
+        if unfit is not None:
+            return unfit
+        request = LongRequest(
+            client,
+            self.fwd_occupancy_prompt,
+            self.fwd_occupancy_max_new_tokens,
+            self.fwd_occupancy_timeout,
+        )
+        watched = scrapes.watch(
+            client,
+            request,
+            before,
+            longest_interval=self.fwd_occupancy_scrape_interval,
+            batches=server.decode_log_interval,
+        )
+        ended = request.result()
+        verdict = self.__judge(server, watched, ended)
+        self.__report(verdict, server, watched, ended)
+        return verdict
+
+    def __judge(self, server: _Server, watched: scrapes.Watched, ended: Ended) -> Verdict:
+        meta = ended.meta
+        tokens, passes = meta.get("completion_tokens"), meta.get("spec_verify_ct")
+        finish = meta.get("finish_reason")
+        request = occupancy.Request(
+            asked_tokens=self.fwd_occupancy_max_new_tokens,
+            completion_tokens=tokens,
+            finish_reason=finish.get("type") if isinstance(finish, dict) else finish,
+            forward_passes=passes or tokens,
+            served=watched.served,
+            problem=ended.problem,
+        )
+        limits = occupancy.Limits(
+            threshold=self.fwd_occupancy_threshold,
+            min_samples=self.fwd_occupancy_min_samples,
+            decode_log_interval=server.decode_log_interval,
+            counter_tolerance=self.fwd_occupancy_counter_tolerance,
+            rank_reduction=self.fwd_occupancy_rank_reduction,
+        )
+        busy = occupancy.judge(watched.scrapes, request, limits, failed_scrapes=watched.failed)
+        timing: dict[str, Number] = {
+            "decode_tokens_per_s": ended.decode_tokens_per_s,
+            "itl_p50_ms": ended.itl_p50_ms,
+            "itl_p99_ms": ended.itl_p99_ms,
+            "ttft_s": ended.ttft_s,
+        }
+        busy = replace(busy, numbers={**busy.numbers, **timing})
+        if ended.problem is not None:
+            return busy
+        pays = accept_length.judge(
+            algorithm=server.algorithm,
+            completion_tokens=tokens,
+            verify_passes=passes,
+            reported=meta.get("spec_accept_length"),
+            threshold=self.fwd_occupancy_acc_length_threshold,
+        )
+        return worst([busy, pays]) if pays.outcome != "not_applicable" else busy
+
+    def __report(
+        self, verdict: Verdict, server: _Server, watched: scrapes.Watched, ended: Ended
+    ) -> None:
+        """Print the table and hand numbers and trace to the reporter, before anything concludes."""
+        table = Table("one request alone", "value", "unit", title="Forward occupancy")
+        for name, unit in _ROWS:
+            value = verdict.numbers.get(name)
+            shown = f"{value:.2f}" if isinstance(value, float) else str(value)
+            table.add_row(name.replace("_", " "), "-" if value is None else shown, unit)
+            self.measure(name, value, unit)
+        Console(file=sys.stdout).print(table)
+        self.attach(
+            "trace",
+            {
+                "server": {"version": server.version, "speculative_algorithm": server.algorithm},
+                "scrape_interval_s": self.fwd_occupancy_scrape_interval,
+                "decode_log_interval": server.decode_log_interval,
+                "traces": [
+                    {
+                        "elapsed_s": ended.elapsed_s,
+                        "meta_info": ended.meta,
+                        "failed_scrapes": watched.failed,
+                        "samples": trace.rows(watched.scrapes),
+                    }
+                ],
+            },
+        )
+
+
+def _metrics_served(client: Client) -> bool:
+    try:
+        client.metrics_text(timeout=scrapes.TIMEOUT)
+    except BadStatus as error:
+        if error.status in (401, 403):
+            raise
+        return False
+    return True
+
+
+def _ask_server(client: Client) -> _Server:
+    try:
+        info = client.server_info()
+    except BadStatus:
+        info = {}
+    listing = answers.parse(answers.ModelListing, client.models())
+    return _Server(
+        decode_log_interval=int(info.get("decode_log_interval") or _DECODE_LOG_INTERVAL),
+        algorithm=info.get("speculative_algorithm") or None,
+        context=None if isinstance(listing, str) else listing.data[0].max_model_len,
+        version=info.get("version"),
+    )
+
+
+def _prompt_tokens(answer: dict[str, Any]) -> int:
+    parsed = answers.parse(answers.Generated, answer)
+    if isinstance(parsed, str):
+        raise MalformedAnswer(f"/generate answered the warm-up with a broken answer: {parsed}")
+    return parsed.meta_info.prompt_tokens

@@ -1,0 +1,137 @@
+"""Does the model still understand: HellaSwag accuracy, scored in batches and one by one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from rich.console import Console
+from rich.table import Table
+
+from servematrix import data
+from servematrix.gates import accuracy
+from servematrix.gates.verdict import Number, Verdict, worst
+from servematrix.kits.base import Kit, concludes
+from servematrix.kits.scoring import Scored, ScoringError, examples, score
+
+_KIT = "hellaswag"
+
+
+class HellaswagMixin(Kit):
+    """Accuracy of choosing the right of four endings by mean log-probability of its tokens.
+
+    The first `hellaswag_num_questions` items are asked; the `hellaswag_num_shots` after them stand
+    solved before each question, so no example is ever asked. `hellaswag_path` is a local file;
+    `hellaswag_packaged` takes the project's own small set; else the hub's data set is used.
+    """
+
+    kit: ClassVar[str] = _KIT
+    hellaswag_accuracy_threshold: float = 0.60
+    hellaswag_num_questions: int = 200
+    hellaswag_num_shots: int = 20
+    hellaswag_path: str | None = None
+    hellaswag_packaged: bool = False
+    hellaswag_batch_items: int = 16
+    hellaswag_parallel: int = 4
+    hellaswag_timeout: float = 300.0
+
+    @concludes(_KIT, faults="error")
+    def test_accuracy_floor(self) -> Verdict:
+        """Guards against damage that every single prompt survives and that costs understanding."""
+        try:
+            items = data.load(self.hellaswag_path, packaged=self.hellaswag_packaged)
+            questions, shots = items.split(self.hellaswag_num_questions, self.hellaswag_num_shots)
+        except data.DataError as error:
+            return Verdict("error", "the items are there and whole", str(error))
+        try:
+            batch, batch_s = self.__score(questions, shots, self.hellaswag_batch_items)
+            single, single_s = self.__score(questions, shots, 1)
+        except ScoringError as error:
+            return Verdict("error", "every ending has finite token log-probabilities", str(error))
+        self.attach("items", [scored.row() for scored in batch])
+        self.attach("items_single", [scored.row() for scored in single])
+        n, right, right_single = len(batch), _right(batch), _right(single)
+        verdict = worst(
+            [
+                accuracy.floor(right, n, threshold=self.hellaswag_accuracy_threshold),
+                accuracy.agreement(right, right_single, n),
+            ]
+        )
+        numbers = {
+            **verdict.numbers,
+            **_numbers(batch, single),
+            "shots": len(shots.items),
+            "seconds_batch": batch_s,
+            "seconds_single": single_s,
+            "items_per_second": n / batch_s,
+            "data_source": items.source,
+            "checksum_questions": questions.checksum,
+            "checksum_shots": shots.checksum,
+        }
+        self.__report(numbers)
+        return replace(verdict, numbers=numbers)
+
+    def __score(
+        self, questions: data.ItemSet, shots: data.ItemSet, batch_items: int
+    ) -> tuple[list[Scored], float]:
+        """Score all questions and return them with the seconds it took.
+
+        One by one means one item at a time: with a batch of one there is one thread as well.
+        """
+        start = time.monotonic()
+        scored = score(
+            self.client,
+            questions.items,
+            examples(shots.items),
+            batch_items=batch_items,
+            parallel=self.hellaswag_parallel if batch_items > 1 else 1,
+            timeout=self.hellaswag_timeout,
+        )
+        return scored, time.monotonic() - start
+
+    def __report(self, numbers: dict[str, Number]) -> None:
+        """Print the numbers and hand them on, before anything concludes; none is asserted here."""
+        table = Table("HellaSwag", "value", "unit", title="Accuracy and latency")
+        for name, unit in _UNITS.items():
+            value = numbers[name]
+            table.add_row(
+                name.replace("_", " "),
+                f"{value:.4g}" if isinstance(value, float) else str(value),
+                unit,
+            )
+            self.measure(name, value, unit)
+        for name in ("data_source", "checksum_questions", "checksum_shots"):
+            self.measure(name, numbers[name], "")
+        Console(file=sys.stdout).print(table)
+
+
+_UNITS = {
+    "n": "items",
+    "shots": "items",
+    "accuracy_batch": "share",
+    "accuracy_single": "share",
+    "standard_error": "share",
+    "flips": "items",
+    "cached_share": "share of context tokens",
+    "joined": "items",
+    "seconds_batch": "s",
+    "seconds_single": "s",
+    "items_per_second": "items/s",
+}
+
+
+def _right(scored: Sequence[Scored]) -> int:
+    return sum(one.prediction == one.label for one in scored)
+
+
+def _numbers(batch: Sequence[Scored], single: Sequence[Scored]) -> dict[str, Number]:
+    """Count what describes the scoring: predictions that differ, cached and joined contexts."""
+    context = sum(one.n0 * len(one.cached) for one in batch)
+    return {
+        "flips": sum(a.prediction != b.prediction for a, b in zip(batch, single, strict=True)),
+        "cached_share": sum(sum(one.cached) for one in batch) / context,
+        "joined": sum(one.joined for one in batch),
+    }

@@ -1,0 +1,149 @@
+"""Does the server stay right under streaming, concurrency and a very long prompt?"""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+from servematrix.client import BadStatus, ClientError, MalformedAnswer
+from servematrix.gates import load, stream
+from servematrix.gates.text import first_line, quote
+from servematrix.gates.verdict import Verdict
+from servematrix.kits import answers
+from servematrix.kits.base import Kit, concludes
+
+_KIT = "scheduler_stress"
+_PARIS = "Q: What is the capital of France?\nA:"
+_SHARED = "Each question below asks for a city. Reply with the name of the city alone.\n"
+_CAPITALS = {
+    "France": "Paris",
+    "Germany": "Berlin",
+    "Italy": "Rome",
+    "Japan": "Tokyo",
+    "Spain": "Madrid",
+    "Egypt": "Cairo",
+    "Russia": "Moscow",
+    "Australia": "Canberra",
+}
+_FILLER = (
+    "The ferry leaves the harbour at seven and reaches the island before noon. "
+    "Gulls follow it for the first mile, then turn back to the quay. "
+    "On deck somebody reads a newspaper, somebody else sleeps in the sun. "
+    "The captain has made this crossing four times a day for eleven years. "
+)
+_CONTEXT_SHARE = 0.75
+
+
+class BasicSchedulerStressMixin(Kit):
+    """Streaming, eight questions at once, and a prompt longer than one chunk of prefill.
+
+    `scheduler_stress_long_prompt_tokens` is the length of the long prompt where the server's
+    context allows it; the timeout, in seconds, ends every request.
+    `scheduler_stress_knows_capitals` is False for a model that cannot name them: its answers are
+    then compared with its own instead.
+    """
+
+    kit: ClassVar[str] = _KIT
+    scheduler_stress_long_prompt_tokens: int = 8192
+    scheduler_stress_knows_capitals: bool = True
+    scheduler_stress_timeout: float = 120.0
+    sanity_max_new_tokens_short: int = 64
+
+    @concludes(_KIT)
+    def test_streaming_response(self) -> Verdict:
+        """Guards against broken event framing and a detokeniser that garbles streamed text."""
+        limit, timeout = self.sanity_max_new_tokens_short, self.scheduler_stress_timeout
+        whole = self.__generate(_PARIS, limit)
+        events = self.client.generate_stream(_PARIS, max_new_tokens=limit, timeout=timeout)
+        blocks = [event.raw for event in events]
+        self.measure("stream_events", len(blocks), "events")
+        expected = "paris" if self.scheduler_stress_knows_capitals else None
+        return stream.judge(blocks, whole=whole.text, expected=expected)
+
+    @concludes(_KIT)
+    def test_concurrent_requests(self) -> Verdict:
+        """Guards against a scheduler that hangs under load and prefixes that leak into others.
+
+        Eight questions share a prefix, which sends them through one branch of the prefix cache.
+        """
+        expected = dict(_CAPITALS)
+        if not self.scheduler_stress_knows_capitals:
+            for country in expected:
+                expected[country] = first_line(self.__ask(country))
+        with ThreadPoolExecutor(len(expected), thread_name_prefix="question") as pool:
+            asked = {country: pool.submit(self.__missed, country, expected) for country in expected}
+            problems = {country: future.result() for country, future in asked.items()}
+        self.measure("concurrent_missed", sum(p is not None for p in problems.values()), "answers")
+        return load.at_once(problems)
+
+    @concludes(_KIT)
+    def test_long_prompt(self) -> Verdict:
+        """Guards against chunked prefill that crashes or loses its place after the first chunk.
+
+        The prompt is new in every run, so that the prefix cache cannot answer in its place.
+        """
+        context = self.__context()
+        room = None if context is None else int(context * _CONTEXT_SHARE)
+        aimed = min(self.scheduler_stress_long_prompt_tokens, room or 2**31)
+        prompt = self.__long_prompt(aimed)
+        answer = self.__generate(prompt, self.sanity_max_new_tokens_short)
+        meta = answer.meta_info
+        self.measure("long_prompt_tokens", meta.prompt_tokens, "tokens")
+        self.measure("long_prompt_answer_right", "paris" in answer.text.lower(), "")
+        return load.long_prompt(
+            answer.text,
+            prompt_tokens=meta.prompt_tokens,
+            aimed=aimed,
+            cached_tokens=meta.cached_tokens,
+            context=context,
+        )
+
+    def __ask(self, country: str) -> str:
+        prompt = f"{_SHARED}Q: What is the capital of {country}?\nA:"
+        return self.__generate(prompt, self.sanity_max_new_tokens_short).text
+
+    def __missed(self, country: str, expected: dict[str, str]) -> str | None:
+        """Ask for one capital; return what is wrong with the answer, None where nothing is."""
+        try:
+            text = self.__ask(country)
+        except ClientError as error:
+            return str(error)
+        if expected[country] and expected[country].lower() in text.lower():
+            return None
+        return f"no {expected[country]!r} in {quote(text, 60)}"
+
+    def __context(self) -> int | None:
+        """Return the server's context in tokens, None where it does not tell."""
+        listing = answers.parse(answers.ModelListing, self.client.models())
+        return None if isinstance(listing, str) else listing.data[0].max_model_len
+
+    def __long_prompt(self, tokens: int) -> str:
+        """Build a prompt of about `tokens` tokens as the server counts them.
+
+        The filler repeats, so its tokens grow evenly: two short prompts tell how much one round of
+        it adds, and what the rest of the prompt takes.
+        """
+        nonce = uuid.uuid4().hex[:12]
+        few, many = 2, 6
+        base = self.__count(_around(nonce, few))
+        each = (self.__count(_around(nonce, many)) - base) / (many - few)
+        if each <= 0:
+            raise MalformedAnswer("the server counts no more tokens for a longer prompt")
+        return _around(nonce, max(1, few + round((tokens - base) / each)))
+
+    def __count(self, text: str) -> int:
+        """Count the tokens of a prompt with /tokenize, else with a request for one token."""
+        try:
+            return self.client.tokenize(text, model=self.served_model_name)
+        except BadStatus as error:
+            if error.status not in (404, 405, 501):
+                raise
+        return self.__generate(text, 1).meta_info.prompt_tokens
+
+    def __generate(self, prompt: str, max_new_tokens: int) -> answers.Generated:
+        return self._kit_generate(prompt, max_new_tokens, self.scheduler_stress_timeout)
+
+
+def _around(nonce: str, rounds: int) -> str:
+    return f"Voyage {nonce}. Read this log.\n{_FILLER * rounds}\n{_PARIS}"

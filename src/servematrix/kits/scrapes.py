@@ -1,0 +1,118 @@
+"""Reading `/metrics` around a request: before it, while it runs, and once after it.
+
+Only the caller's thread writes samples. A scrape that fails is counted and is no sample.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+
+from servematrix import metrics
+from servematrix.client import Client, ClientError, MalformedAnswer
+from servematrix.gates.windows import RankReading, Scrape
+from servematrix.kits.long_request import LongRequest
+
+TIMEOUT = 10.0
+"""Seconds that one scrape may take, and that the server may take to fall idle."""
+
+_SHORTEST_INTERVAL = 0.005
+"""Seconds: a bound on the load that scraping puts on the server's HTTP process."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """The last scrape before the request: the gauge's old value, and the requests served."""
+
+    scrape: Scrape
+    gauge_exposed: bool
+    served: float | None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The scrapes around a request, that before it included; `failed` ones are not among them.
+
+    `served` is by how much the server's count of finished requests rose, None without a count.
+    """
+
+    scrapes: list[Scrape]
+    failed: int
+    served: float | None
+
+
+def before(client: Client, interval: float) -> Before:
+    """Scrape each `interval` seconds until nothing runs, for ten seconds at most."""
+    ends = time.monotonic() + TIMEOUT
+    pause = threading.Event()
+    while True:
+        found = _read(client)
+        scrape = _scrape(found, t=-interval, duration=0.0, running=False)
+        if scrape.requests() == 0 or not found.occupancy_exposed or time.monotonic() > ends:
+            return Before(scrape, found.occupancy_exposed, found.num_requests_total)
+        pause.wait(interval)
+
+
+def watch(
+    client: Client, request: LongRequest, old: Before, *, longest_interval: float, batches: int
+) -> Watched:
+    """Send the request and scrape until it has ended; then scrape once more.
+
+    The interval is at most `longest_interval` seconds, and at most half of what `batches` decoded
+    tokens take at the rate seen so far, so that no window is missed on a fast GPU.
+    """
+    scrapes = [old.scrape]
+    failed = 0
+    served: float | None = None
+    request.start()
+    last = False
+    while not last:
+        last = request.ended.is_set()
+        start = time.monotonic()
+        try:
+            found = _read(client)
+        except ClientError:
+            failed += 1
+        else:
+            duration = time.monotonic() - start
+            running = not request.ended.is_set()
+            t = start - request.sent
+            scrapes.append(_scrape(found, t=t, duration=duration, running=running))
+            served = found.num_requests_total
+        rate = request.tokens_per_second()
+        interval = min(longest_interval, 0.5 * batches / rate) if rate > 0 else longest_interval
+        left = start + max(interval, _SHORTEST_INTERVAL) - time.monotonic()
+        if not last and left > 0:
+            request.ended.wait(left)
+    rose = None if served is None or old.served is None else served - old.served
+    return Watched(scrapes, failed, rose)
+
+
+def _read(client: Client) -> metrics.Metrics:
+    text = client.metrics_text(timeout=TIMEOUT)
+    try:
+        return metrics.read(text)
+    except metrics.MalformedMetrics as error:
+        raise MalformedAnswer(str(error)) from error
+
+
+def _scrape(found: metrics.Metrics, *, t: float, duration: float, running: bool) -> Scrape:
+    return Scrape(
+        t=t,
+        duration=duration,
+        request_running=running,
+        ranks={
+            name: RankReading(
+                group=rank.group,
+                running=rank.num_running_reqs or 0.0,
+                queued=rank.num_queue_reqs or 0.0,
+                occupancy=math.nan if rank.fwd_occupancy is None else rank.fwd_occupancy,
+                forward_seconds=rank.forward_seconds_total,
+                gen_throughput=rank.gen_throughput or 0.0,
+                spec_accept_length=rank.spec_accept_length or 0.0,
+            )
+            for name, rank in found.ranks.items()
+        },
+    )

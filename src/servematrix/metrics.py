@@ -1,0 +1,136 @@
+"""`/metrics` into numbers: the only place that knows metric names.
+
+A scrape is some 500 lines, of which a dozen matter here, and it is read many times a second on the
+machine that is being measured. Only those lines reach the parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+_OCCUPANCY = "sglang:fwd_occupancy"
+_RUNNING = "sglang:num_running_reqs"
+_QUEUED = "sglang:num_queue_reqs"
+_THROUGHPUT = "sglang:gen_throughput"
+_ACCEPT = "sglang:spec_accept_length"
+_FORWARD = "sglang:forward_execution_seconds_total"
+_GRAPHS = "sglang:cuda_graph_passes_total"
+_REQUESTS = "sglang:num_requests_total"
+_WANTED = tuple(
+    name + end
+    for name in (
+        _OCCUPANCY,
+        _RUNNING,
+        _QUEUED,
+        _THROUGHPUT,
+        _ACCEPT,
+        _FORWARD,
+        _GRAPHS,
+        _REQUESTS,
+    )
+    for end in ("{", " ")
+)
+_GAUGES = {
+    _OCCUPANCY: "fwd_occupancy",
+    _RUNNING: "num_running_reqs",
+    _QUEUED: "num_queue_reqs",
+    _THROUGHPUT: "gen_throughput",
+    _ACCEPT: "spec_accept_length",
+}
+
+
+class MalformedMetrics(ValueError):
+    """A line that matters cannot be read; the message names it."""
+
+
+@dataclass
+class RankMetrics:
+    """What one scheduler rank exposes; None where it does not expose it.
+
+    `group` is its data-parallel rank. Occupancy is in percent and may be NaN, throughput in tokens
+    a second, forward times in seconds by category.
+    """
+
+    group: str
+    fwd_occupancy: float | None = None
+    num_running_reqs: float | None = None
+    num_queue_reqs: float | None = None
+    gen_throughput: float | None = None
+    spec_accept_length: float | None = None
+    forward_seconds: dict[str, float] = field(default_factory=dict)
+    cuda_graph_passes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def forward_seconds_total(self) -> float | None:
+        """Seconds of forward passes over all categories; None where there is no counter."""
+        return sum(self.forward_seconds.values()) if self.forward_seconds else None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One scrape: by rank (`dp0`, or `dp0/pp0/tp1` where several ranks of a group report).
+
+    `num_requests_total` is the number of requests that the server has finished, None where it is
+    not exposed.
+    """
+
+    ranks: Mapping[str, RankMetrics]
+    num_requests_total: float | None
+
+    @property
+    def occupancy_exposed(self) -> bool:
+        """Whether some rank shows the occupancy gauge, be it NaN."""
+        return any(rank.fwd_occupancy is not None for rank in self.ranks.values())
+
+
+def read(text: str) -> Metrics:
+    """Read a Prometheus exposition; lines of other metrics are not looked at.
+
+    Raises `MalformedMetrics` where a line that matters cannot be parsed.
+    """
+    ranks: dict[tuple[str, str, str], RankMetrics] = {}
+    requests: float | None = None
+    for name, labels, value in _samples(text):
+        if name == _REQUESTS:
+            requests = (requests or 0.0) + value
+            continue
+        key = (labels.get("dp_rank", "0"), labels.get("pp_rank", "0"), labels.get("tp_rank", "0"))
+        rank = ranks.setdefault(key, RankMetrics(group=key[0]))
+        if name == _FORWARD:
+            category = labels.get("category", "")
+            rank.forward_seconds[category] = rank.forward_seconds.get(category, 0.0) + value
+        elif name == _GRAPHS:
+            mode = labels.get("mode", "")
+            rank.cuda_graph_passes[mode] = rank.cuda_graph_passes.get(mode, 0.0) + value
+        elif not labels.get("priority"):
+            # with priorities a series for each stands beside the total, whose label is empty
+            setattr(rank, _GAUGES[name], value)
+    groups = [key[0] for key in ranks]
+    return Metrics(
+        ranks={
+            f"dp{dp}" if groups.count(dp) == 1 else f"dp{dp}/pp{pp}/tp{tp}": rank
+            for (dp, pp, tp), rank in ranks.items()
+        },
+        num_requests_total=requests,
+    )
+
+
+def _samples(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    lines = [line for line in text.splitlines() if line.startswith(_WANTED)]
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                yield sample.name, sample.labels, sample.value
+    except ValueError as error:
+        bad = next((line for line in lines if not _readable(line)), "")
+        raise MalformedMetrics(f"/metrics has a line that cannot be read: {bad[:200]!r}") from error
+
+
+def _readable(line: str) -> bool:
+    try:
+        return bool(list(text_string_to_metric_families(line + "\n")))
+    except ValueError:
+        return False

@@ -1,0 +1,89 @@
+"""The outcome of a pytest session: verdicts counted, the exit status, and the last line.
+
+Only the process that the person started has one; under pytest-xdist it sees the reports of all
+workers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import pytest
+
+from servematrix.exit_codes import Exit
+from servematrix.records import RecordsError, Run
+from servematrix.run import Plan
+
+
+class Outcome:
+    """Hooks that count verdicts and end the session.
+
+    The last line says what the plan's servers said of themselves.
+    """
+
+    def __init__(self, records: Run, plan: Plan) -> None:
+        self._records = records
+        self._plan = plan
+        self._answered: set[str] = set()
+        self._counts: Counter[str] = Counter()
+        self._troubles: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._server_failed = False
+        self._simulated = False
+        self._exit: Exit | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a verdict."""
+        properties = dict(report.user_properties)
+        verdict = properties.get("verdict")
+        if not isinstance(verdict, str):
+            return
+        self._counts[verdict] += 1
+        self._server_failed |= properties["server"] == "failed"
+        self._simulated |= properties["server"] == "simulated"
+        self._answered |= {str(properties["answered"])} - {""}
+        if verdict != "pass":
+            test = report.nodeid.rsplit("::", 1)[-1]
+            self._troubles[verdict, str(properties["reason"])].append(test)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Add our two exit statuses to pytest's, and close the records."""
+        status = Exit(int(exitstatus))
+        if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
+            status = Exit.SERVER
+        elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._counts["pass"]):
+            status = Exit.INCONCLUSIVE
+        try:
+            self._records.write("end", exit_code=int(status), counts=dict(self._counts))
+        except RecordsError as error:
+            status = Exit.USAGE
+            self._troubles["error", str(error)].append("records")
+        self._exit = status
+        session.exitstatus = status
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Every verdict that is not a pass, with its reason; one reason for many tests once."""
+        if self._troubles:
+            terminalreporter.section("verdicts that are not a pass")
+        for (verdict, reason), tests in self._troubles.items():
+            named = tests[0] if len(tests) == 1 else f"{len(tests)} tests, {tests[0]} first"
+            terminalreporter.write_line(f"{verdict}: {named}: {reason.splitlines()[0]}")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """Print the last line: the status and its meaning, what answered, where the records are."""
+        if self._exit is None:
+            return
+        counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
+        line = (
+            f"servematrix: exit {int(self._exit)} ({self._exit.meaning}): "
+            f"{counts or 'no verdicts'}; "
+            f"{self._plan.subject(self._answered, simulated=self._simulated)}; "
+            f"records in {self._records.folder}"
+        )
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is None:
+            print(line)
+        else:
+            reporter.write_line(line)

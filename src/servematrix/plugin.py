@@ -1,0 +1,166 @@
+"""The pytest plugin: configurations become cells, cells become servers, verdicts become records.
+
+It does nothing in a pytest run that neither collects a suite nor names a configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+# the rest of ours is imported where it is needed: this module is loaded in every pytest run of an
+# environment that has servematrix installed
+NAME = "servematrix-session"
+
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "--config",
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "NAME",
+            "dest": "servematrix_config",
+            "help": "configuration to run: NAME, 'NAME(axis=value)' or all; may be repeated",
+        },
+    ),
+    (
+        "--engine",
+        {
+            "choices": ("auto", "sglang", "reference"),
+            "default": "auto",
+            "help": "what serves; auto: SGLang where a GPU and SGLang are found, else reference",
+        },
+    ),
+    ("--base-url", {"metavar": "URL", "help": "use the server that already runs there"}),
+    (
+        "--server-python",
+        {
+            "metavar": "PATH",
+            "help": "Python of an environment that has SGLang (never this one)",
+        },
+    ),
+    (
+        "--sglang",
+        {
+            "metavar": "VERSION",
+            "help": "SGLang version; its environment is made if it is not there",
+        },
+    ),
+    ("--model", {"metavar": "PATH_OR_ID", "help": "serve this model instead"}),
+    ("--draft-model", {"metavar": "PATH_OR_ID", "help": "speculate with this draft instead"}),
+    (
+        "--set",
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "KEY=VALUE",
+            "dest": "servematrix_set",
+            "help": "change a key of the configuration, e.g. gates.fwd_occupancy.threshold=96",
+        },
+    ),
+    (
+        "--results",
+        {
+            "metavar": "DIR",
+            "default": "results",
+            "help": "root of the run folders (results/)",
+        },
+    ),
+    (
+        "--gpus",
+        {
+            "metavar": "LIST",
+            "help": "GPUs for the server: positions or UUIDs, counted within CUDA_VISIBLE_DEVICES",
+        },
+    ),
+    ("--port", {"type": int, "default": 0, "help": "port of the server (0: a free one)"}),
+    (
+        "--start-deadline",
+        {
+            "type": float,
+            "metavar": "SECONDS",
+            "help": "how long a server may take to start (900; reference: 30)",
+        },
+    ),
+    (
+        "--api-key-env",
+        {
+            "metavar": "NAME",
+            "help": "environment variable that holds the server's API key",
+        },
+    ),
+    (
+        "--hellaswag",
+        {
+            "metavar": "PATH",
+            "help": "HellaSwag items from a local .jsonl or .jsonl.gz file",
+        },
+    ),
+    (
+        "--configs",
+        {
+            "metavar": "DIR",
+            "dest": "servematrix_configs",
+            "help": "folder of configurations (the nearest configs/)",
+        },
+    ),
+)
+# options that make no sense unless a configuration is run
+_TELLTALE = ("servematrix_config", "base_url", "server_python", "sglang", "servematrix_set")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the matrix."""
+    group = parser.getgroup("servematrix", "servematrix: a test matrix for LLM servers")
+    for name, settings in _OPTIONS:
+        group.addoption(name, **settings)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Resolve what was asked for before anything is collected or started."""
+    config.addinivalue_line("markers", "suite(name): a suite that configurations name in `suites`")
+    option = config.option
+    if (
+        option.help
+        or option.version
+        or option.markers
+        or not any(getattr(option, name) for name in _TELLTALE)
+    ):
+        return
+    from servematrix import fixtures
+    from servematrix.config import ConfigError
+    from servematrix.engines.base import EnvironmentProblem
+    from servematrix.records import RecordsError
+    from servematrix.session import MatrixSession
+
+    try:
+        config.pluginmanager.register(MatrixSession(config), NAME)
+        config.pluginmanager.register(fixtures)
+    except (ConfigError, EnvironmentProblem, RecordsError) as problem:
+        raise pytest.UsageError(str(problem)) from problem
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse to run a suite when nobody said which server it is for."""
+    if config.pluginmanager.has_plugin(NAME):
+        return
+    suites = [item for item in items if suite_of(getattr(item, "cls", None)) is not None]
+    if not suites:
+        return
+    from servematrix import config as configs
+
+    directory = configs.find_directory(config.rootpath, config.option.servematrix_configs)
+    raise pytest.UsageError(
+        f"{suites[0].nodeid}: say which server to test: --config NAME, one of "
+        f"{', '.join(configs.names(directory))}, or all"
+    )
+
+
+def suite_of(obj: object) -> str | None:
+    """The name that a suite class has by `@pytest.mark.suite(name)`; None for anything else."""
+    marks = getattr(obj, "pytestmark", ())
+    for mark in marks if isinstance(marks, list) else ():
+        if mark.name == "suite":
+            return str(mark.args[0])
+    return None

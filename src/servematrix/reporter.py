@@ -1,0 +1,60 @@
+"""Writes what one test measures and decides into the records of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from servematrix.exit_codes import Exit
+from servematrix.gates.verdict import Verdict
+from servematrix.records import RecordsError, Run
+
+
+class Reporter:
+    """What a kit reports to; one for each test. Ends the run when the records are lost."""
+
+    def __init__(self, records: Run, cell: str, test: str) -> None:
+        self._test = test
+        self.concluded: Verdict | None = None
+        self._records = records
+        self._cell = cell
+
+    def measurement(
+        self, kit: str, name: str, value: float | int | str | bool | None, unit: str
+    ) -> None:
+        """Record one number."""
+        self._write("measurement", kit=kit, name=name, value=value, unit=unit)
+
+    def attachment(self, kit: str, name: str, payload: object) -> None:
+        """Keep a file beside the records, and record where."""
+        try:
+            path = self._records.attach(f"{self._cell}-{kit}-{name}", payload)
+        except RecordsError as error:
+            give_up(error)
+        self._write("measurement", kit=kit, name=name, path=path, unit="file")
+
+    def verdict(self, kit: str, test: str, verdict: Verdict) -> None:
+        """Record the verdict of this test; a kit need not know what pytest calls it."""
+        self._write(
+            "verdict",
+            kit=kit,
+            test=test or self._test,
+            verdict=verdict.outcome,
+            rule=verdict.rule,
+            numbers=dict(verdict.numbers),
+            alpha=verdict.alpha,
+            reason=verdict.reason,
+        )
+        self.concluded = verdict
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        try:
+            self._records.write(kind, cell=self._cell, **fields)
+        except RecordsError as error:
+            give_up(error)
+
+
+def give_up(error: RecordsError) -> None:
+    """End the run: one whose records are lost is not worth going on with."""
+    pytest.exit(str(error), returncode=Exit.USAGE)

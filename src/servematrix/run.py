@@ -1,0 +1,252 @@
+"""One run: what was asked for, resolved into cells that are ready to launch.
+
+The pytest plugin runs a plan and `servematrix plan` prints it; both get it here, so that what is
+printed is what would be done.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from servematrix import __version__
+from servematrix import config as configs
+from servematrix.config import ConfigError, Configuration, Place
+from servematrix.engines.base import Engine, EnvironmentProblem, Launch
+from servematrix.gpus import Gpu, Requirement
+from servematrix.matrix import Cell
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    selections: Sequence[str]
+    configs_directory: Path
+    engine: str = "auto"
+    base_url: str | None = None
+    server_python: str | None = None
+    sglang: str | None = None
+    model: str | None = None
+    draft_model: str | None = None
+    changes: Sequence[str] = ()
+    gpus: str | None = None
+    port: int = 0
+    start_deadline: float | None = None
+    api_key_env: str | None = None
+    hellaswag: str | None = None
+
+    @property
+    def assignments(self) -> list[str]:
+        """`--model`, `--draft-model` and `--set` as one list of configuration changes."""
+        short = {"model.path": self.model, "model.draft": self.draft_model}
+        named = [f"{key}={_toml_string(value)}" for key, value in short.items() if value]
+        return [*named, *self.changes]
+
+    def api_key(self) -> str | None:
+        """The key itself, from the variable that `--api-key-env` names."""
+        if self.api_key_env is None:
+            return None
+        value = os.environ.get(self.api_key_env)
+        if not value:
+            raise EnvironmentProblem(
+                f"--api-key-env {self.api_key_env}: that variable is not set or empty; "
+                f"export {self.api_key_env} first"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell with everything decided: where it runs and what is started."""
+
+    cell: Cell
+    config: Configuration
+    gpus: tuple[Gpu, ...]
+    unfit: str | None = None
+    """Why no visible GPU can run this cell; None where one can, or none is needed."""
+
+    @property
+    def id(self) -> str:
+        """The cell's name."""
+        return self.cell.id
+
+    @property
+    def slug(self) -> str:
+        """The cell's name as a file's name."""
+        return self.id.replace("(", "-").replace(")", "").replace(" ", "")
+
+    def launch(self, options: Options, *, log: Path, deadline: float) -> Launch:
+        """What the engine is asked to start."""
+        return Launch(
+            cell=self.id,
+            model=self.config.model.path,
+            draft_model=self.config.model.draft,
+            arguments=self.config.arguments,
+            environment=self.config.environment,
+            gpus=self.gpus,
+            host="127.0.0.1",
+            port=options.port,
+            api_key_env=options.api_key_env,
+            log=log,
+            deadline_seconds=deadline,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a run and the engine that serves them."""
+
+    options: Options
+    engine: Engine
+    cells: Sequence[PlannedCell]
+    visible: Sequence[Gpu] = field(default_factory=list)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the answers come from the embedded server and say nothing of a real one."""
+        return self.engine.name == "reference"
+
+    @property
+    def start_deadline(self) -> float:
+        """Seconds a server may take to start: a download of weights fits, a hang does not."""
+        if self.options.start_deadline is not None:
+            return self.options.start_deadline
+        return 30.0 if self.simulated else 900.0
+
+    def subject(self, answered: Collection[str] = (), *, simulated: bool = False) -> str:
+        """What is going to answer, in words; `answered` is what did, as the servers themselves say.
+
+        `simulated` tells that an attached server turned out to be the embedded one.
+        """
+        simulated = simulated or self.simulated
+        label = " (simulated: says that the matrix works, never that a server is good)"
+        models = sorted({f"model {cell.config.model.path}" for cell in self.cells})
+        used = sorted({gpu.name for cell in self.cells for gpu in cell.gpus})
+        gpus = "unknown" if self.engine.name == "attach" else ", ".join(used) or "none"
+        items = "packaged reference items" if simulated else "Rowan/hellaswag"
+        return (
+            f"engine {self.engine.name}{label if simulated else ''}; "
+            f"{', '.join(sorted(answered) or models)}; "
+            f"GPU {gpus}; HellaSwag data: {self.options.hellaswag or items}"
+        )
+
+
+def make(options: Options, cells: Sequence[Cell], engine: Engine, visible: Sequence[Gpu]) -> Plan:
+    """Resolve every cell for the GPUs it would get.
+
+    EnvironmentProblem when no selected cell fits any visible GPU; a cell that does not fit while
+    others do is planned as unfit, with the reason.
+    """
+    planned = [_planned(cell, options, engine, visible) for cell in cells]
+    unfit = [cell.unfit for cell in planned if cell.unfit]
+    if planned and len(unfit) == len(planned):
+        raise EnvironmentProblem(unfit[0])
+    return Plan(options, engine, planned, visible)
+
+
+def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
+    """The first record of a run: everything that says which run this was."""
+    options = plan.options
+    return {
+        "command": list(command),
+        "engine": plan.engine.name,
+        "engine_reason": plan.engine.reason,
+        "simulated": plan.simulated,
+        "versions": {"servematrix": __version__, "python": platform.python_version()},
+        "gpus": [_described(gpu) for gpu in plan.visible],
+        "git_commit": git_commit(root),
+        "configurations": {cell.id: configs.digest(cell.config) for cell in plan.cells},
+        "base_url": options.base_url,
+        "hellaswag": options.hellaswag,
+        "platform": platform.platform(),
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out at a folder, with `+changes` where files differ; None outside git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    return answer.stdout.strip()
+
+
+def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu]) -> PlannedCell:
+    from servematrix import gpus
+
+    if engine.name != "sglang":
+        config = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
+        return PlannedCell(cell, config, ())
+    # what a cell needs may itself depend on the GPU, so its needs are read before and after
+    first = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
+    try:
+        chosen = gpus.select(visible, options.gpus, _requirement(first))
+    except EnvironmentProblem as problem:
+        return PlannedCell(cell, first, (), unfit=f"{cell.id}: {problem}")
+    place = _place(engine.name, chosen)
+    config = configs.resolve(cell.config, cell.axis, place, options.assignments)
+    return PlannedCell(cell, config, chosen)
+
+
+def _requirement(config: Configuration) -> Requirement:
+    requires = config.requires
+    exact = requires.compute_capability and not requires.compute_capability.startswith(">=")
+    capability = configs.capability(requires.compute_capability)
+    return Requirement(
+        gpus=requires.gpus,
+        memory_gib=requires.memory_gib,
+        compute_capability_min=None if exact else capability,
+        compute_capability_exact=capability if exact else None,
+    )
+
+
+def _place(engine: str, gpus: Sequence[Gpu]) -> Place:
+    gpu = gpus[0]
+    capability = gpu.compute_capability
+    return Place(
+        engine=engine,
+        vendor=gpu.vendor,
+        gpu_name=gpu.name,
+        compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
+    )
+
+
+def _described(gpu: Gpu) -> Mapping[str, Any]:
+    return {
+        "index": gpu.index,
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "driver": gpu.driver,
+        "compute_capability": gpu.compute_capability,
+        "memory_total": gpu.memory_total,
+    }
+
+
+def _toml_string(value: str) -> str:
+    if any(ord(character) < 32 for character in value):
+        raise ConfigError(f"model {value!r}: not a model id or a folder")
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def command_line() -> list[str]:
+    """The command of this process, as it was typed."""
+    return [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]

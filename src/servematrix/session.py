@@ -1,0 +1,314 @@
+"""One pytest session of the matrix: its cells, their servers, and a verdict for every test.
+
+Registered by the plugin when a run names a configuration. Under pytest-xdist every worker has one
+for the cells that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servematrix import config as configs
+from servematrix import matrix, run
+from servematrix.client import Client, ClientError
+from servematrix.engines import choice
+from servematrix.engines.base import EnvironmentProblem, Launch, Server, ServerFailed
+from servematrix.exit_codes import Exit
+from servematrix.gates.verdict import Verdict
+from servematrix.gpus import visible, wait_until_free
+from servematrix.kits.base import Inconclusive, NotApplicable
+from servematrix.outcome import Outcome
+from servematrix.plugin import suite_of
+from servematrix.records import RecordsError, Run
+from servematrix.reporter import Reporter, give_up
+
+FREE_SECONDS = 30.0
+"""For a GPU's memory to be free again after its server has ended; a second is usual."""
+
+
+class ServedCell:
+    """A cell with its running server."""
+
+    def __init__(self, planned: run.PlannedCell, server: Server, api_key: str | None) -> None:
+        self.planned = planned
+        self.server = server
+        self.versions = server.versions()
+        # the embedded server says so itself, also where --base-url names it
+        self.simulated = "reference" in self.versions
+        self.model = _served_model(server.base_url, api_key)
+
+    @property
+    def answers(self) -> str:
+        """What answers, as the server itself says."""
+        versions = [f"{name} {version}" for name, version in self.versions.items()]
+        return f"{', '.join(versions) or 'a server of unknown version'} serving {self.model}"
+
+
+_SERVED = pytest.StashKey[ServedCell]()
+_REPORTER = pytest.StashKey[Reporter]()
+
+
+class MatrixSession:
+    """Hooks and fixtures of a pytest session that runs cells."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._told: set[str] = set()
+        self.options = _options(config)
+        self._api_key = self.options.api_key()
+        cells = matrix.select(self.options.configs_directory, self.options.selections)
+        gpus = [] if self.options.base_url else visible()
+        engine = choice.choose(
+            self.options.engine,
+            base_url=self.options.base_url,
+            server_python=self.options.server_python,
+            sglang_version=self.options.sglang,
+            gpus=gpus,
+        )
+        self.plan = run.make(self.options, cells, engine, gpus)
+        hidden = [self._api_key] if self._api_key else []
+        worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+        if worker is not None:
+            self.records = Run(Path(worker["servematrix_run"]), hidden)
+            return
+        self.records = Run.create(
+            Path(config.option.results), "+".join(self.options.selections), hidden
+        )
+        self.records.write("run", **run.header(self.plan, config.rootpath, run.command_line()))
+        config.pluginmanager.register(Outcome(self.records, self.plan))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell an xdist worker which run it works for."""
+        node.workerinput["servematrix_run"] = str(self.records.folder.resolve())
+
+    def pytest_report_header(self) -> list[str]:
+        """Say first what will answer, and why."""
+        return [
+            f"servematrix: {self.plan.subject()}; {self.plan.engine.reason}",
+            f"servematrix: cells {', '.join(cell.id for cell in self.plan.cells)}; "
+            f"records in {self.records.folder}",
+        ]
+
+    # -- collection ------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self, obj: object) -> list[pytest.Item] | None:
+        """Leave out suites that no selected cell names."""
+        suite = suite_of(obj)
+        return None if suite is None or self._cells_of(suite) else []
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One parameter a cell; the session scope keeps the tests of a cell together."""
+        suite = suite_of(metafunc.cls)
+        if suite is not None and "cell" in metafunc.fixturenames:
+            cells = self._cells_of(suite)
+            ids = [cell.id for cell in cells]
+            metafunc.parametrize("cell", cells, ids=ids, indirect=True, scope="session")
+
+    def _cells_of(self, suite: str) -> list[run.PlannedCell]:
+        return [cell for cell in self.plan.cells if suite in cell.config.suites]
+
+    # -- servers ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def serving(self, cell: run.PlannedCell) -> Iterator[ServedCell]:
+        """A server of this cell, for as long as the context lasts."""
+        if cell.unfit:
+            pytest.skip(cell.unfit)
+        launch = cell.launch(
+            self.options,
+            log=self.records.folder / f"{cell.slug}.log",
+            deadline=self.plan.start_deadline,
+        )
+        try:
+            self.plan.engine.prepare(self._say)
+            running = self.plan.engine.start(launch)
+        except EnvironmentProblem as problem:
+            pytest.exit(str(problem), returncode=Exit.USAGE)
+        try:
+            served = ServedCell(cell, running, self._api_key)
+            self._record_cell(served, launch)
+            yield served
+        finally:
+            running.stop()
+            kept = wait_until_free(cell.gpus, FREE_SECONDS)
+            if kept:
+                self._say(f"{cell.id}: {kept}")
+                self._record("shutdown", cell=cell.id, problem=kept)
+
+    def bind(self, item: pytest.Item, instance: Any, served: ServedCell) -> None:
+        """Give a suite's instance its server, its limits and its reporter.
+
+        Raises ServerFailed when the server is known to be dead.
+        """
+        death = served.server.died()
+        if death:
+            raise ServerFailed(death)
+        item.stash[_SERVED] = served
+        instance.base_url = served.server.base_url
+        instance.api_key = self._api_key
+        instance.reporter = self._reporter(item)
+        instance.hellaswag_path = self.options.hellaswag
+        instance.hellaswag_packaged = served.simulated
+        for name, value in configs.attributes(served.planned.config).items():
+            setattr(instance, name, value)
+
+    def _say(self, line: str) -> None:
+        """Show progress of what takes long, past pytest's capture."""
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(f"servematrix: {line}")
+
+    def _record_cell(self, served: ServedCell, launch: Launch) -> None:
+        planned = served.planned
+        self._record(
+            "cell",
+            cell=planned.id,
+            configuration=planned.config.model_dump(exclude_none=True),
+            parameters=dict(planned.cell.axis),
+            gpus=[gpu.uuid for gpu in planned.gpus],
+            command=served.server.command,
+            environment=self.plan.engine.environment(launch),
+            base_url=served.server.base_url,
+            startup_seconds=round(served.server.startup_seconds, 3),
+            versions=served.versions,
+            model=served.model,
+            simulated=served.simulated,
+        )
+
+    def _record(self, kind: str, **fields: Any) -> None:
+        try:
+            self.records.write(kind, **fields)
+        except RecordsError as error:
+            give_up(error)
+
+    # -- verdicts --------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Turn the end of a test into a verdict, and an inconclusive one into its own state."""
+        report = yield
+        ended = report.when == "call" or (report.when == "setup" and not report.passed)
+        if ended and suite_of(getattr(item, "cls", None)) is not None:
+            self._conclude(item, call, report)
+        return report
+
+    def _conclude(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> None:
+        error = call.excinfo.value if call.excinfo else None
+        served = item.stash.get(_SERVED, None)
+        death = served.server.died() if served else None
+        if death and not report.passed:
+            report.sections.append(("the server died", death))
+        if isinstance(error, (Inconclusive, NotApplicable)):
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.location[1] or 0, str(error))
+        elif isinstance(error, ServerFailed):
+            report.longrepr = self._once(str(error))
+        reporter = self._reporter(item)
+        verdict = reporter.concluded
+        if verdict is None:
+            verdict = _verdict_of(report, error, death)
+            reporter.verdict(_kit_of(item), "", verdict)
+        failed = death is not None or isinstance(error, ServerFailed)
+        real = served is None or not served.simulated
+        report.user_properties += [
+            ("cell", _cell_of(item)),
+            ("verdict", verdict.outcome),
+            ("reason", verdict.reason),
+            ("server", "failed" if failed else "real" if real else "simulated"),
+            ("answered", served.answers if served else ""),
+        ]
+
+    def _once(self, failure: str) -> str:
+        """A server's failure in full the first time, with its log; then only what happened."""
+        if failure in self._told:
+            return failure.splitlines()[0]
+        self._told.add(failure)
+        return failure
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.CollectReport | pytest.TestReport
+    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+        """Show an inconclusive verdict as what it is: neither passed nor skipped."""
+        verdict = dict(getattr(report, "user_properties", ())).get("verdict")
+        if report.when == "call" and verdict == "inconclusive":
+            return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
+        return None
+
+    def _reporter(self, item: pytest.Item) -> Reporter:
+        if _REPORTER not in item.stash:
+            item.stash[_REPORTER] = Reporter(self.records, _cell_of(item), _test_of(item))
+        return item.stash[_REPORTER]
+
+
+def _options(config: pytest.Config) -> run.Options:
+    option = config.option
+    folder = configs.find_directory(config.rootpath, option.servematrix_configs)
+    if not option.servematrix_config:
+        raise EnvironmentProblem(
+            f"say which server to test: --config NAME, one of {', '.join(configs.names(folder))}, "
+            "or all"
+        )
+    return run.Options(
+        selections=option.servematrix_config,
+        configs_directory=folder,
+        engine=option.engine,
+        base_url=option.base_url,
+        server_python=option.server_python,
+        sglang=option.sglang,
+        model=option.model,
+        draft_model=option.draft_model,
+        changes=option.servematrix_set,
+        gpus=option.gpus,
+        port=option.port,
+        start_deadline=option.start_deadline,
+        api_key_env=option.api_key_env,
+        hellaswag=option.hellaswag,
+    )
+
+
+def _served_model(base_url: str, api_key: str | None) -> str:
+    try:
+        return str(Client(base_url, api_key=api_key, timeout=10).model_info()["model_path"])
+    except (ClientError, KeyError):
+        return "an unknown model"
+
+
+def _verdict_of(
+    report: pytest.TestReport, error: BaseException | None, death: str | None
+) -> Verdict:
+    """The verdict of a test that ended without one of its own."""
+    if report.skipped:
+        return Verdict("not_applicable", "the cell must fit a visible GPU", str(error))
+    found = "it ended without one" if error is None else f"{type(error).__name__}: {error}"
+    return Verdict("error", "a test ends with a verdict of its own", death or found)
+
+
+def _cell_of(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params["cell"].id) if callspec else "?"
+
+
+def _test_of(item: pytest.Item) -> str:
+    return str(getattr(item, "originalname", item.name))
+
+
+def _kit_of(item: pytest.Item) -> str:
+    """The kit that defines a test, where several kits share a suite class."""
+    name = _test_of(item)
+    for owner in getattr(item, "cls", object).__mro__:
+        if name in vars(owner):
+            return str(getattr(owner, "kit", "?"))
+    return "?"

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servematrix.gates import accept_length, occupancy, trace, windows
+from servematrix.gates.occupancy import Limits, Request
+from servematrix.gates.windows import RankReading, Scrape
+
+TRACES = Path(__file__).parents[2] / ".." / "shared" / "recordings" / "traces"
+DONE = Request(400, 400, "length", 400)
+LIMITS = Limits(threshold=97.0, min_samples=5, decode_log_interval=40)
+
+
+def recorded(name: str) -> list[tuple[list[Scrape], Request, dict]]:
+    path = TRACES / f"{name}.trace.json.gz"
+    if not path.exists():
+        pytest.skip("the recorded traces are not here")
+    found = []
+    for one in json.loads(gzip.decompress(path.read_bytes()))["traces"]:
+        meta = one["meta_info"]
+        tokens = meta["completion_tokens"]
+        passes = meta.get("spec_verify_ct") or tokens
+        request = Request(tokens, tokens, meta["finish_reason"]["type"], passes)
+        found.append((trace.scrapes(one["samples"]), request, meta))
+    return found
+
+
+def scrape(t: float, value: float, *, running: float = 1.0, ours: bool = True, **more) -> Scrape:
+    return Scrape(t, 0.01, ours, {"dp0": RankReading("0", running, 0.0, value, **more)})
+
+
+def run_of(values: list[float], before: float = 50.0) -> list[Scrape]:
+    """A scrape before the request, and each value seen twice, 0.1 s apart."""
+    seen = [scrape(-0.1, before, running=0.0, ours=False)]
+    for i, value in enumerate(twice for once in values for twice in (once, once)):
+        seen.append(scrape(0.1 * i, value))
+    return seen
+
+
+# -- recorded traces of real servers ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "lowest", "highest"),
+    [
+        ("base", "pass", 98.2, 98.4),
+        ("l8b", "pass", 99.31, 99.33),
+        ("standalone", "pass", 98.6, 98.8),
+        ("nooverlap", "fail", 75.0, 77.2),
+        ("nograph", "fail", 90.2, 90.9),
+        ("eagle3_smol", "fail", 94.9, 95.0),
+    ],
+)
+def test_recorded_servers_get_the_verdict_they_deserve(name, outcome, lowest, highest):
+    for scrapes, request, _ in recorded(name):
+        verdict = occupancy.judge(scrapes, request, LIMITS)
+        assert verdict.outcome == outcome, verdict.reason
+        assert lowest <= verdict.numbers["median"] <= highest
+        # every window of the request is found, but for one at either end
+        assert abs(verdict.numbers["windows"] - verdict.numbers["windows_implied"]) < 3.5
+
+
+def test_recorded_scrapes_after_the_request_are_stale():
+    for scrapes, request, _ in recorded("base"):
+        verdict = occupancy.judge(scrapes, request, LIMITS)
+        assert verdict.numbers["stale_scrapes"] >= 39
+
+
+def test_recorded_speculation():
+    for name, outcome in (("standalone", "pass"), ("eagle3_smol", "fail")):
+        for _, request, meta in recorded(name):
+            verdict = accept_length.judge(
+                algorithm=name,
+                completion_tokens=request.completion_tokens,
+                verify_passes=meta["spec_verify_ct"],
+                reported=meta["spec_accept_length"],
+                threshold=1.8,
+            )
+            assert verdict.outcome == outcome
+
+
+@pytest.mark.parametrize("name", ["base", "nooverlap"])
+def test_a_recorded_server_whose_gauge_stalls_is_an_error(name):
+    for scrapes, request, _ in recorded(name):
+        rows = trace.rows(scrapes)
+        for row in rows:
+            row["fwd_occupancy"], row["nan"] = 99.0, False
+        verdict = occupancy.judge(trace.scrapes(rows), request, LIMITS)
+        assert verdict.outcome == "error"
+        assert "stalled" in verdict.reason
+
+
+# -- fresh windows ------------------------------------------------------------------------------
+
+
+def test_the_value_of_the_request_before_is_no_window():
+    scrapes = run_of([99.9, 99.9, 70.0, 71.0], before=99.9)
+    found = windows.fresh_windows(scrapes)["dp0"]
+    assert found.values == (70.0, 71.0)
+    assert found.stale == 4
+
+
+def test_the_old_value_stays_stale_after_nan():
+    scrapes = run_of([math.nan, 99.9, 70.0], before=99.9)
+    assert windows.fresh_windows(scrapes)["dp0"].values == (70.0,)
+
+
+def test_a_value_that_changed_before_the_request_ran_is_stale():
+    scrapes = [scrape(-0.1, 10.0, running=0.0), scrape(0.0, 20.0, running=0.0)]
+    scrapes += [scrape(0.1, 20.0), scrape(0.2, 30.0)]
+    assert windows.fresh_windows(scrapes)["dp0"].values == (30.0,)
+
+
+def test_without_a_scrape_before_the_first_one_is_the_stale_one():
+    scrapes = [scrape(0.0, 99.9), scrape(0.1, 99.9), scrape(0.2, 70.0)]
+    assert windows.fresh_windows(scrapes)["dp0"].values == (70.0,)
+
+
+def test_nan_is_left_out_and_counted_and_splits_no_window():
+    scrapes = run_of([98.0, math.nan, 98.0, 97.0])
+    found = windows.fresh_windows(scrapes)["dp0"]
+    assert found.values == (98.0, 97.0)
+    assert found.nan == 2
+
+
+def test_a_value_after_the_end_is_stale():
+    scrapes = [*run_of([98.0]), scrape(1.0, 40.0, ours=False), scrape(1.1, 41.0, running=0.0)]
+    found = windows.fresh_windows(scrapes)["dp0"]
+    assert found.values == (98.0,)
+    assert found.stale == 2
+
+
+def test_a_value_that_comes_back_is_another_window():
+    assert windows.fresh_windows(run_of([98.0, 97.0, 98.0]))["dp0"].values == (98.0, 97.0, 98.0)
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.floats(0, 100))
+def test_no_window_repeats_its_predecessor_or_starts_with_the_old_value(values, before):
+    found = windows.fresh_windows(run_of(values, before))["dp0"]
+    assert all(a != b for a, b in zip(found.values, found.values[1:], strict=False))
+    assert not found.values or found.values[0] != before
+    assert len(found.values) + (found.stale > 0) <= len(values) + 1
+    assert set(found.values) <= set(values)
+
+
+# -- ranks --------------------------------------------------------------------------------------
+
+
+def two_ranks(a: list[float], b: list[float], running_b: float = 1.0) -> list[Scrape]:
+    scrapes = [
+        Scrape(
+            -0.1,
+            0.01,
+            False,
+            {"dp0/tp0": RankReading("0", 0, 0, 1.0), "dp0/tp1": RankReading("0", 0, 0, 2.0)},
+        )
+    ]
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        ranks = {
+            "dp0/tp0": RankReading("0", 1.0, 0.0, x),
+            "dp0/tp1": RankReading("0", running_b, 0.0, y),
+        }
+        scrapes.append(Scrape(0.1 * i, 0.01, True, ranks))
+    return scrapes
+
+
+GOOD = [98.0 + i / 100 for i in range(10)]
+BAD = [80.0 + i / 100 for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "outcome", "rank"), [("min", "fail", "dp0/tp1"), ("max", "pass", "dp0/tp0")]
+)
+def test_the_worst_rank_decides_unless_told_otherwise(reduction, outcome, rank):
+    limits = Limits(97.0, 5, 40, rank_reduction=reduction)
+    verdict = occupancy.judge(two_ranks(GOOD, BAD), DONE, limits)
+    assert (verdict.outcome, verdict.numbers["rank"]) == (outcome, rank)
+
+
+def test_a_rank_without_the_request_does_not_decide():
+    verdict = occupancy.judge(two_ranks(GOOD, BAD, running_b=0.0), DONE, LIMITS)
+    assert verdict.outcome == "pass"
+    assert verdict.numbers["ranks"] == 1
+
+
+def test_a_rank_that_stalls_is_an_error():
+    verdict = occupancy.judge(two_ranks(GOOD, [80.0] * 10), DONE, LIMITS)
+    assert verdict.outcome == "error"
+    assert "dp0/tp1" in verdict.reason
+
+
+def test_ranks_of_one_group_share_a_request_and_those_of_two_do_not():
+    shared = two_ranks(GOOD, GOOD)[1]
+    assert shared.requests() == 1
+    apart = {"dp0": RankReading("0", 1, 0, 98.0), "dp1": RankReading("1", 1, 0, 98.0)}
+    assert Scrape(0.0, 0.0, True, apart).requests() == 2
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(ValueError, match="'min' or 'max'"):
+        Limits(97, 5, 40, rank_reduction="mean")  # type: ignore[arg-type]
+
+
+# -- verdicts -----------------------------------------------------------------------------------
+
+
+def test_a_median_on_the_threshold_fails():
+    verdict = occupancy.judge(run_of([96, 97, 96.5, 97, 98, 97, 99]), DONE, LIMITS)
+    assert verdict.numbers["median"] == 97
+    assert verdict.outcome == "fail"
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (Request(400, None, None, None, problem="answered 500"), "answered 500"),
+        (Request(400, None, "length", None), "does not say"),
+        (Request(400, 399, "length", 399), "399 of 400"),
+        (Request(400, 400, "abort", 400), "'abort'"),
+        (Request(400, 400, "length", 400, served=2), "finished 2 requests"),
+        (Request(4000, 4000, "length", 4000), "stalled gauge"),
+    ],
+)
+def test_a_request_that_proves_nothing_is_an_error(request_, told):
+    verdict = occupancy.judge(run_of(GOOD), request_, LIMITS)
+    assert verdict.outcome == "error"
+    assert told in verdict.reason
+
+
+def test_other_traffic_is_an_error():
+    crowded = [*run_of(GOOD), scrape(2.0, 98.5, running=2.0)]
+    assert "other traffic" in occupancy.judge(crowded, DONE, LIMITS).reason
+    waiting = Scrape(2.0, 0.01, True, {"dp0": RankReading("0", 1.0, 1.0, 98.5)})
+    assert "other traffic" in occupancy.judge([*run_of(GOOD), waiting], DONE, LIMITS).reason
+
+
+def test_nan_only_is_an_error_that_names_the_variable():
+    verdict = occupancy.judge(run_of([math.nan] * 10, before=math.nan), DONE, LIMITS)
+    assert verdict.outcome == "error"
+    assert "SGLANG_ENABLE_METRICS_DEVICE_TIMER=1" in verdict.reason
+
+
+def test_no_running_request_in_any_scrape_is_an_error():
+    idle = [scrape(0.1 * i, 98.0 + i, running=0.0) for i in range(9)]
+    assert "num_running_reqs" in occupancy.judge(idle, DONE, LIMITS).reason
+
+
+def test_too_few_windows_are_an_error():
+    request = Request(80, 80, "length", 80)
+    verdict = occupancy.judge(run_of([98.0, 98.1]), request, LIMITS)
+    assert verdict.outcome == "error"
+    assert "raise fwd_occupancy_max_new_tokens" in verdict.reason
+
+
+# -- the counter --------------------------------------------------------------------------------
+
+
+def with_counter(share: float, values: list[float], *, drop_at: int | None = None) -> list[Scrape]:
+    scrapes = [scrape(-0.1, 50.0, running=0.0, forward_seconds=7.0)]
+    for i, value in enumerate(values):
+        seconds = 7.0 + share * i if drop_at is None or i < drop_at else 0.0
+        scrapes.append(scrape(float(i), value, forward_seconds=seconds))
+    return scrapes
+
+
+def test_a_counter_that_agrees_is_recorded():
+    verdict = occupancy.judge(with_counter(0.98, GOOD), DONE, LIMITS)
+    assert verdict.outcome == "pass"
+    assert verdict.numbers["counter_occupancy"] == pytest.approx(98.0)
+    # the first window lies before the span, which leaves 98.01 to 98.09
+    assert verdict.numbers["windows_mean"] == pytest.approx(98.05)
+
+
+def test_windows_weigh_as_long_as_they_took():
+    scrapes = [
+        scrape(-1.0, 1.0, running=0.0, forward_seconds=0.0),
+        scrape(0.0, 50.0, forward_seconds=0.0),
+        scrape(1.0, 100.0, forward_seconds=1.0),
+        scrape(4.0, 20.0, forward_seconds=1.6),
+    ]
+    found = windows.span(windows.fresh_windows(scrapes)["dp0"])
+    assert found is not None
+    assert found.windows_mean == pytest.approx(40.0)
+    assert found.counter == pytest.approx(40.0)
+
+
+@pytest.mark.parametrize("values", [GOOD, BAD])
+def test_a_counter_that_disagrees_makes_pass_and_fail_inconclusive(values):
+    verdict = occupancy.judge(with_counter(0.5, values), DONE, LIMITS)
+    assert verdict.outcome == "inconclusive"
+    assert "points apart" in verdict.reason
+
+
+def test_the_tolerance_is_a_limit_of_its_own():
+    limits = Limits(97.0, 5, 40, counter_tolerance=60.0)
+    assert occupancy.judge(with_counter(0.5, GOOD), DONE, limits).outcome == "pass"
+
+
+def test_without_a_counter_nothing_changes():
+    verdict = occupancy.judge(run_of(GOOD), DONE, LIMITS)
+    assert verdict.outcome == "pass"
+    assert verdict.numbers["counter_occupancy"] is None
+
+
+def test_a_counter_that_runs_backwards_is_an_error():
+    verdict = occupancy.judge(with_counter(0.98, GOOD, drop_at=6), DONE, LIMITS)
+    assert verdict.outcome == "error"
+    assert "restarted" in verdict.reason
+
+
+# -- before the measurement, and the trace ------------------------------------------------------
+
+
+def test_what_makes_a_measurement_pointless():
+    idle = scrape(-0.1, 50.0, running=0.0)
+
+    def unfit(before=idle, *, gauge=True, new=100, context=200):
+        return occupancy.unfit(
+            before, gauge_exposed=gauge, prompt_tokens=100, new_tokens=new, context=context
+        )
+
+    assert unfit() is None
+    assert unfit(context=None) is None
+    assert "DEVICE_TIMER" in unfit(gauge=False).reason
+    assert "200 tokens (max_model_len)" in unfit(new=101).reason
+    assert "other traffic" in unfit(scrape(-0.1, 50.0)).reason
+    assert "--enable-metrics" in occupancy.unmeasurable(metrics_served=False).reason
+
+
+def test_a_trace_survives_being_written():
+    scrapes = [*with_counter(0.98, [98.0, math.nan, 97.5]), *two_ranks([96.0], [95.0])[1:]]
+    scrapes[-1] = Scrape(9.0, 0.01, True, scrapes[-1].ranks)
+    again = trace.scrapes(json.loads(json.dumps(trace.rows(scrapes))))
+    assert repr(again) == repr(scrapes)

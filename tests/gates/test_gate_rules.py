@@ -1,0 +1,187 @@
+"""Accuracy, accept length, streams, load, and how verdicts are joined."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from servematrix.gates import accept_length, accuracy, load, stream
+from servematrix.gates.verdict import Verdict, worst
+
+ROOT = Path(__file__).parents[2]
+CONTRACT = ROOT / ".." / "shared" / "recordings" / "contract.json.gz"
+
+
+def test_gates_import_nothing_of_ours_outside():
+    for module in (ROOT / "src" / "servematrix" / "gates").glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("servematrix"):
+                assert node.module.startswith("servematrix.gates"), module
+
+
+# -- accuracy -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("correct", "outcome"), [(121, "pass"), (120, "fail"), (0, "fail")])
+def test_floor(correct, outcome):
+    verdict = accuracy.floor(correct, 200, threshold=0.6)
+    assert verdict.outcome == outcome
+    assert verdict.numbers["accuracy"] == correct / 200
+
+
+def test_floor_tells_its_standard_error():
+    assert accuracy.floor(120, 200, threshold=0.5).numbers["standard_error"] == pytest.approx(
+        0.0346, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(("single", "outcome"), [(120, "pass"), (100, "pass"), (99, "fail")])
+def test_agreement_allows_exactly_the_tolerance(single, outcome):
+    assert accuracy.agreement(120, single, 200).outcome == outcome
+    assert accuracy.agreement(single, 120, 200).outcome == outcome
+
+
+def test_no_items_are_an_error():
+    assert accuracy.floor(0, 0, threshold=0.6).outcome == "error"
+    assert accuracy.agreement(0, 0, 0).outcome == "error"
+
+
+# -- accept length ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "passes", "reported", "outcome"),
+    [
+        (None, None, None, "not_applicable"),
+        ("EAGLE3", 1000, 2.0, "pass"),
+        ("EAGLE3", 1000, 2.03, "pass"),
+        ("EAGLE3", 1000, None, "pass"),
+        (None, 1000, 2.0, "pass"),
+        ("EAGLE3", 1000, 2.5, "inconclusive"),
+        ("EAGLE3", 1112, None, "fail"),
+        ("EAGLE3", None, None, "error"),
+        ("EAGLE3", 0, None, "error"),
+    ],
+)
+def test_accept_length(algorithm, passes, reported, outcome):
+    verdict = accept_length.judge(
+        algorithm=algorithm,
+        completion_tokens=2000,
+        verify_passes=passes,
+        reported=reported,
+        threshold=1.8,
+    )
+    assert verdict.outcome == outcome
+
+
+# -- streams ------------------------------------------------------------------------------------
+
+
+def event(text: str) -> bytes:
+    return b"data: " + json.dumps({"text": text}).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def test_a_good_stream_passes():
+    blocks = [event(" Pa"), event(" Paris"), event(" Paris\nB"), DONE]
+    assert stream.judge(blocks, whole=" Paris\nelse", expected="paris").outcome == "pass"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "told"),
+    [
+        ([], "without [DONE]"),
+        ([event("Paris"), DONE], "not streamed"),
+        ([event("P"), event("Paris")], "without [DONE]"),
+        ([event("P"), event("Paris"), DONE, b"\n\n"], "follows [DONE]"),
+        ([event("P"), event("Paris"), DONE[:-1]], "blank line"),
+        ([event("P"), b"data:" + event("Paris")[6:], DONE], "is not one"),
+        ([event("P"), b"event: x\n" + event("Paris"), DONE], "is not one"),
+        ([event("P"), b"data: {\n\n", DONE], "is not JSON"),
+        ([event("P"), b'data: {"text": 5}\n\n', DONE], "no string"),
+        ([event("P"), b"data: [1]\n\n", DONE], "no string"),
+        ([event("P"), event("Q"), DONE], "reads 'Q' after 'P'"),
+        ([event("R"), event("Rome"), DONE], "not streamed 'Paris'"),
+        ([event(""), event(""), DONE], "streamed ''"),
+    ],
+)
+def test_a_bad_stream_fails(blocks, told):
+    verdict = stream.judge(blocks, whole="Paris", expected=None)
+    assert verdict.outcome == "fail"
+    assert told in verdict.reason
+
+
+def test_a_recorded_stream_passes():
+    if not CONTRACT.exists():
+        pytest.skip("the recorded contract is not here")
+    recorded = json.loads(gzip.decompress(CONTRACT.read_bytes()))
+    text = next(r["text"] for r in recorded if r["label"] == "stream")
+    blocks = [block.encode() for block in re.findall(r".*?\n\n", text, re.DOTALL)]
+    whole = json.loads(next(r["text"] for r in recorded if r["label"] == "generate"))["text"]
+    assert stream.judge(blocks, whole=whole, expected="paris").outcome == "pass"
+
+
+# -- load ---------------------------------------------------------------------------------------
+
+
+def test_at_once_names_every_miss():
+    assert load.at_once({"a": None, "b": "wrong"}).outcome == "pass"
+    failed = load.at_once({"a": "late", "b": "wrong", "c": None})
+    assert failed.outcome == "fail"
+    assert "a: late; b: wrong" in failed.reason
+    assert load.at_once({}).outcome == "error"
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "cached", "outcome"),
+    [
+        ("Paris", 8000, 0, "pass"),
+        ("Paris", 7600, 300, "pass"),
+        ("", 8000, 0, "fail"),
+        ("Paris", 7000, 0, "error"),
+        ("Paris", 8000, 500, "error"),
+    ],
+)
+def test_long_prompt(text, tokens, cached, outcome):
+    verdict = load.long_prompt(
+        text, prompt_tokens=tokens, aimed=8000, cached_tokens=cached, context=None
+    )
+    assert verdict.outcome == outcome
+
+
+# -- joining ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (["pass", "pass"], "pass"),
+        (["pass", "not_applicable"], "pass"),
+        (["pass", "inconclusive"], "inconclusive"),
+        (["error", "inconclusive"], "error"),
+        (["error", "fail"], "fail"),
+    ],
+)
+def test_the_worst_outcome_wins(outcomes, expected):
+    parts = [Verdict(o, f"rule {i}", f"reason {i}", {f"n{i}": i}) for i, o in enumerate(outcomes)]
+    joined = worst(parts)
+    assert joined.outcome == expected
+    assert joined.rule == "rule 0; rule 1"
+    assert "reason 0" in joined.reason
+    assert "reason 1" in joined.reason
+    assert joined.numbers == {"n0": 0, "n1": 1}
+
+
+def test_error_rates_add_up_where_all_are_known():
+    one, two = Verdict("pass", "", "", alpha=0.01), Verdict("pass", "", "", alpha=0.02)
+    assert worst([one, two]).alpha == pytest.approx(0.03)
+    assert worst([one, Verdict("pass", "", "")]).alpha is None
+    with pytest.raises(ValueError, match="no verdict"):
+        worst([])

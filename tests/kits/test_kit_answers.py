@@ -1,0 +1,52 @@
+"""The answers of a real server, as recorded, are of the shapes that the kits demand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from servematrix.kits import answers
+
+CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "recordings" / "contract.json.gz"
+SERVER_INFO = CONTRACT.with_name("server_info.json.gz")
+
+
+def recorded(label: str, path: str | None = None) -> object:
+    if not CONTRACT.exists():
+        pytest.skip("the recorded contract is not here")
+    for one in json.loads(gzip.decompress(CONTRACT.read_bytes())):
+        if one["label"] == label and path in (None, one["path"]):
+            return json.loads(one["text"])
+    raise AssertionError(label)
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "path"),
+    [
+        (answers.ModelInfo, "get", "/model_info"),
+        (answers.ModelListing, "get", "/v1/models"),
+        (answers.Generated, "generate", None),
+        (answers.ChatCompletion, "chat", None),
+        (answers.ChatCompletion, "chat_logprobs", None),
+        (answers.Completion, "completion", None),
+        (answers.Completion, "completion_batch", None),
+    ],
+)
+def test_recorded_answers_conform(model, label, path):
+    parsed = answers.parse(model, recorded(label, path))
+    assert not isinstance(parsed, str), parsed
+
+
+def test_the_recorded_server_info_conforms():
+    if not SERVER_INFO.exists():
+        pytest.skip("the recorded server info is not here")
+    info = json.loads(gzip.decompress(SERVER_INFO.read_bytes()))
+    assert isinstance(answers.parse(answers.ServerInfo, info), answers.ServerInfo)
+
+
+@pytest.mark.parametrize("body", [None, [], "text", 5, {"error": {"message": "no"}}])
+def test_what_is_something_else_is_told(body):
+    assert isinstance(answers.parse(answers.Generated, body), str)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from servematrix.gates import occupancy, trace
+from servematrix.kits import FwdOccupancyMixin
+from servematrix.kits.base import Inconclusive, MeasurementError, VerdictFailed
+
+TEST = "test_fwd_occupancy"
+FAST = {
+    "fwd_occupancy_max_new_tokens": 400,
+    "fwd_occupancy_scrape_interval": 0.005,
+    # a tenth of a second of wall clock on a busy machine: the counter is only roughly right
+    "fwd_occupancy_counter_tolerance": 25.0,
+}
+
+
+@pytest.fixture
+def run(run_kit):
+    return lambda **attributes: run_kit(FwdOccupancyMixin, TEST, **{**FAST, **attributes})
+
+
+def test_a_busy_server_passes(run, capsys):
+    ran = run()
+    assert ran.raised is None
+    numbers = ran.verdict.numbers
+    assert numbers["windows"] == 10
+    assert numbers["tokens"] == 400
+    assert numbers["median"] == pytest.approx(98.055)
+    assert numbers["counter_occupancy"] == pytest.approx(98, abs=25)
+    assert numbers["decode_tokens_per_s"] > 0
+    assert numbers["ttft_s"] > 0
+    assert numbers["itl_p50_ms"] <= numbers["itl_p99_ms"]
+    table = capsys.readouterr().out
+    for row in ("median", "peak", "p10", "itl p99", "ttft", "stale scrapes", "failed scrapes"):
+        assert row in table
+    assert table.index("median") < table.index("fwd_occupancy.test_fwd_occupancy: pass")
+
+
+def test_the_trace_is_kept_and_gives_the_same_verdict_again(run):
+    ran = run()
+    kept = ran.reporter.attachments["trace"]
+    request = occupancy.Request(400, 400, "length", 400)
+    again = occupancy.judge(
+        trace.scrapes(kept["traces"][0]["samples"]), request, occupancy.Limits(95, 5, 40, 25)
+    )
+    assert again.outcome == "pass"
+    assert again.numbers["median"] == ran.verdict.numbers["median"]
+    assert again.numbers["counter_occupancy"] == pytest.approx(
+        ran.verdict.numbers["counter_occupancy"], abs=0.5
+    )
+
+
+def test_a_starved_gpu_fails_and_prints_the_table_first(run, scripted, capsys):
+    scripted.gauge = lambda window: 76.0 + window / 100
+    scripted.counter_share = 0.76
+    ran = run()
+    assert isinstance(ran.raised, VerdictFailed)
+    out = capsys.readouterr().out
+    assert out.index("median") < out.index(": fail:")
+
+
+def test_the_value_of_the_request_before_never_counts(run, scripted):
+    """The warm-up leaves 99.9 behind, and the gauge keeps it for the first windows."""
+    scripted.idle_gauge = 99.9
+    scripted.gauge = lambda window: 99.9 if window < 4 else 70.0 + window / 100
+    scripted.counter_share = 0.70
+    ran = run()
+    assert isinstance(ran.raised, VerdictFailed)
+    assert ran.verdict.numbers["windows"] == 7
+    assert ran.verdict.numbers["peak"] < 71
+    assert ran.verdict.numbers["stale_scrapes"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"overrides": {"/metrics": (404, "")}}, "--enable-metrics"),
+        ({"timer": False}, "SGLANG_ENABLE_METRICS_DEVICE_TIMER=1"),
+        ({"gauge": lambda window: math.nan, "idle_gauge": math.nan}, "only NaN"),
+        ({"gauge": lambda window: 99.0}, "stalled gauge"),
+        ({"gauge": lambda window: 55.5}, "stalled gauge"),
+        ({"running_reqs": 2}, "other traffic"),
+        ({"served_extra": 1}, "other traffic"),
+        ({"finish": "abort"}, "was cut"),
+        ({"cut_to": 390}, "was cut: 390 of 400"),
+        ({"context": 300}, "context of 300 tokens"),
+        ({"overrides": {"/generate": (500, "boom")}}, "boom"),
+        ({"scrape_status": lambda number: 200 if number < 3 else 503}, "no scrape"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_measurement_that_does_not_hold_is_an_error(run, scripted, knobs, told):
+    for name, value in knobs.items():
+        setattr(scripted, name, value)
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert told in ran.verdict.reason
+
+
+def test_a_request_that_is_cut_off_is_an_error(run, scripted):
+    scripted._long = lambda body, limit: iter([b'data: {"error": {"message": "gone"}}\n\n'])
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert "gone" in ran.verdict.reason
+
+
+def test_too_few_windows_are_an_error_that_says_what_to_raise(run):
+    ran = run(fwd_occupancy_min_samples=11)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "fwd_occupancy_max_new_tokens" in ran.verdict.reason
+
+
+def test_failed_scrapes_are_counted_and_are_no_samples(run, scripted):
+    scripted.scrape_status = lambda number: 503 if number % 3 == 0 else 200
+    ran = run()
+    assert ran.raised is None
+    assert ran.verdict.numbers["failed_scrapes"] > 0
+
+
+def test_gauge_and_counter_apart_are_inconclusive(run, scripted):
+    scripted.counter_share = 0.30
+    ran = run()
+    assert isinstance(ran.raised, Inconclusive)
+    assert "counter" in ran.verdict.reason
+    assert ran.verdict.numbers["counter_difference"] == pytest.approx(68, abs=25)
+
+
+def test_without_a_counter_the_rest_decides(run, scripted):
+    scripted.counter_share = None
+    ran = run()
+    assert ran.raised is None
+    assert ran.verdict.numbers["counter_difference"] is None
+
+
+def _speculate(scripted, verify_passes, **more):
+    scripted.info["speculative_algorithm"] = "EAGLE3"
+    scripted.info["decode_log_interval"] = 40
+    scripted.spec = {"spec_verify_ct": verify_passes, **more}
+
+
+def test_drafts_that_are_accepted_pass(run, scripted):
+    _speculate(scripted, 200, spec_accept_length=2.0)
+    ran = run()
+    assert ran.raised is None
+    assert ran.verdict.numbers["accept_length"] == 2.0
+    assert ran.verdict.numbers["windows_implied"] == 5.0
+
+
+def test_drafts_that_are_never_accepted_fail(run, scripted):
+    _speculate(scripted, 399)
+    ran = run()
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "EAGLE3 hardly accepts" in ran.verdict.reason
+    assert "median" in ran.verdict.reason
+
+
+def test_both_faults_are_told(run, scripted):
+    _speculate(scripted, 399)
+    scripted.gauge = lambda window: 50.0 + window / 100
+    scripted.counter_share = 0.5
+    ran = run()
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "not above 95 %" in ran.verdict.reason
+    assert "hardly accepts" in ran.verdict.reason
+
+
+def test_speculation_that_leaves_no_trace_is_an_error(run, scripted):
+    scripted.info["speculative_algorithm"] = "EAGLE3"
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert "spec_verify_ct" in ran.verdict.reason
+
+
+def test_an_accept_length_that_the_server_contradicts_is_inconclusive(run, scripted):
+    _speculate(scripted, 200, spec_accept_length=3.9)
+    assert isinstance(run().raised, Inconclusive)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from servematrix.kits import BasicSchedulerStressMixin
+from servematrix.kits.base import MeasurementError, VerdictFailed
+
+STREAM, MANY, LONG = "test_streaming_response", "test_concurrent_requests", "test_long_prompt"
+
+
+@pytest.mark.parametrize("test", [STREAM, MANY, LONG])
+def test_a_healthy_server_passes(run_kit, test):
+    assert run_kit(BasicSchedulerStressMixin, test).raised is None
+
+
+@pytest.mark.parametrize(
+    ("frames", "told"),
+    [
+        (lambda f: f[:-1], "without [DONE]"),
+        (lambda f: [*f, b"data: {}\n\n"], "follows [DONE]"),
+        (lambda f: [f[0].replace(b"\n\n", b"\n"), *f[1:]], "is not one"),
+        (lambda f: [f[1], f[0], *f[2:]], "reads"),
+        (lambda f: [f[0][:-9] + b"\n\n", *f[1:]], "is not JSON"),
+        (lambda f: [f[2], f[-1]], "1 events"),
+    ],
+)
+def test_a_broken_stream_fails(run_kit, scripted, frames, told):
+    scripted.frames = frames
+    ran = run_kit(BasicSchedulerStressMixin, STREAM)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert told in ran.verdict.reason
+
+
+def test_a_streamed_answer_that_differs_fails(run_kit, scripted):
+    scripted.edit = lambda path, body: (
+        {**body, "text": "It is Paris\n"} if path == "/generate" else body
+    )
+    ran = run_kit(BasicSchedulerStressMixin, STREAM)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "'It is Paris'" in ran.verdict.reason
+
+
+def test_a_wrong_streamed_answer_fails(run_kit, scripted):
+    scripted.reply = lambda prompt: "Rome is the capital"
+    assert isinstance(run_kit(BasicSchedulerStressMixin, STREAM).raised, VerdictFailed)
+
+
+def test_one_miss_among_eight_passes_and_is_named(run_kit, scripted):
+    right = scripted.reply
+    scripted.reply = lambda p: "Nice" if "capital of France?" in p else right(p)
+    ran = run_kit(BasicSchedulerStressMixin, MANY)
+    assert ran.raised is None
+    assert "France: no 'Paris' in 'Nice'" in ran.verdict.reason
+
+
+def test_two_misses_fail(run_kit, scripted):
+    right = scripted.reply
+    scripted.reply = lambda p: "Nice" if "of France?" in p or "of Italy?" in p else right(p)
+    ran = run_kit(BasicSchedulerStressMixin, MANY)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "Italy" in ran.verdict.reason
+
+
+def test_errors_count_as_misses(run_kit, scripted):
+    scripted.overrides["/generate"] = (500, "Internal Server Error")
+    ran = run_kit(BasicSchedulerStressMixin, MANY)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert ran.verdict.numbers["missed"] == 8
+    assert "500" in ran.verdict.reason
+
+
+def test_a_hang_ends_by_the_deadline(run_kit, scripted):
+    hold = threading.Event()
+    right = scripted.reply
+
+    def reply(prompt):
+        if "of France?" in prompt or "of Italy?" in prompt:
+            hold.wait(5)
+        return right(prompt)
+
+    scripted.reply = reply
+    try:
+        ran = run_kit(BasicSchedulerStressMixin, MANY, scheduler_stress_timeout=0.3)
+    finally:
+        hold.set()
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "deadline" in ran.verdict.reason
+
+
+def test_a_model_that_knows_no_capitals_is_compared_with_itself(run_kit, scripted):
+    def reply(prompt):
+        return "City of " + prompt[-40:].split("capital of ")[1].split("?")[0]
+
+    scripted.reply = reply
+    knows = {"scheduler_stress_knows_capitals": False}
+    assert run_kit(BasicSchedulerStressMixin, MANY, **knows).raised is None
+    assert run_kit(BasicSchedulerStressMixin, STREAM, **knows).raised is None
+    scripted.reply = lambda prompt: ""
+    assert isinstance(run_kit(BasicSchedulerStressMixin, MANY, **knows).raised, VerdictFailed)
+
+
+@pytest.mark.parametrize("has_tokenize", [True, False])
+def test_the_long_prompt_fills_three_quarters_of_a_small_context(run_kit, scripted, has_tokenize):
+    scripted.has_tokenize = has_tokenize
+    ran = run_kit(BasicSchedulerStressMixin, LONG)
+    assert ran.verdict.numbers["aimed_tokens"] == 3072
+    assert abs(ran.verdict.numbers["prompt_tokens"] - 3072) < 31
+
+
+def test_the_long_prompt_has_8192_tokens_where_they_fit(run_kit, scripted):
+    scripted.context = 131072
+    ran = run_kit(BasicSchedulerStressMixin, LONG)
+    assert ran.verdict.numbers["aimed_tokens"] == 8192
+    scripted.context = None
+    assert run_kit(BasicSchedulerStressMixin, LONG).verdict.numbers["aimed_tokens"] == 8192
+
+
+def test_a_long_prompt_without_an_answer_fails(run_kit, scripted):
+    scripted.reply = lambda prompt: ""
+    assert isinstance(run_kit(BasicSchedulerStressMixin, LONG).raised, VerdictFailed)
+
+
+def test_a_long_prompt_from_the_cache_is_an_error(run_kit, scripted):
+    scripted.cached = 3000
+    ran = run_kit(BasicSchedulerStressMixin, LONG)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "cache" in ran.verdict.reason
+
+
+def test_a_long_prompt_of_another_length_is_an_error(run_kit, scripted):
+    scripted.edit = lambda path, body: {"count": 9 * body["count"]} if path == "/tokenize" else body
+    ran = run_kit(BasicSchedulerStressMixin, LONG)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "instead of 3072" in ran.verdict.reason
+
+
+def test_a_server_that_cannot_count_fails(run_kit, scripted):
+    scripted.edit = lambda path, body: {"count": 5} if path == "/tokenize" else body
+    assert isinstance(run_kit(BasicSchedulerStressMixin, LONG).raised, VerdictFailed)

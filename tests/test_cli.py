@@ -1,0 +1,58 @@
+"""The `servematrix` command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from servematrix import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def test_list_names_every_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("baseline", "eagle3", "cuda_graph", "sm120", "smollm2"))
+
+
+def test_plan_prints_command_lines_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "eagle3"]) == 0
+    text = capsys.readouterr().out
+    assert "SGLANG_ENABLE_METRICS_DEVICE_TIMER=1" in text
+    assert "--speculative-num-draft-tokens 4" in text
+    assert "engine reference" in text
+
+
+def test_plan_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["plan", "cuda_graph(max_bs=off)", "--json", "--set", "estimated_seconds=7"]) == 0
+    )
+    plan = json.loads(capsys.readouterr().out)
+    (cell,) = plan["cells"]
+    assert cell["cell"] == "cuda_graph(max_bs=off)"
+    assert "--disable-cuda-graph" in cell["command"]
+    assert "--cuda-graph-max-bs" not in cell["command"]
+    assert cell["estimated_seconds"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "basline"], "did you mean 'baseline'"),
+        (["plan", "baseline", "--set", "x.y=1"], "unknown key 'x'"),
+        (["list", "--configs", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_bad_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert cli.main(arguments) == 4
+    assert message in capsys.readouterr().err

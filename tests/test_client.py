@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from servematrix.client import (
+    BadStatus,
+    Client,
+    ClientError,
+    MalformedAnswer,
+    TimedOut,
+    Unreachable,
+)
+
+Behaviour = Callable[[socket.socket, "Wire"], None]
+
+
+class Wire:
+    """A server made of a function that is given each connection; it keeps what it was sent."""
+
+    def __init__(self, behave: Behaviour) -> None:
+        self._behave = behave
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.released = threading.Event()
+        self.requests: list[bytes] = []
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            self._behave(connection, self)
+
+    def read(self, connection: socket.socket) -> bytes:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += connection.recv(65536) or b"\r\n\r\n"
+        head, _, body = data.partition(b"\r\n\r\n")
+        for line in head.split(b"\r\n"):
+            if line.lower().startswith(b"content-length:"):
+                while len(body) < int(line.split(b":")[1]):
+                    body += connection.recv(65536)
+        self.requests.append(head + b"\r\n\r\n" + body)
+        return head
+
+    def close(self) -> None:
+        self.released.set()
+        self._listener.close()
+
+
+@pytest.fixture
+def wire() -> Iterator[Callable[[Behaviour], Wire]]:
+    made: list[Wire] = []
+
+    def make(behave: Behaviour) -> Wire:
+        made.append(Wire(behave))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def answering(body: bytes, status: str = "200 OK", *, times: int = 100) -> Behaviour:
+    def behave(connection: socket.socket, wire: Wire) -> None:
+        for _ in range(times):
+            if not wire.read(connection):
+                return
+            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            connection.sendall(head + body)
+
+    return behave
+
+
+def streaming(*pieces: bytes, ends: bool = True) -> Behaviour:
+    """Send the pieces as chunks, each in a packet of its own."""
+
+    def behave(connection: socket.socket, wire: Wire) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire.read(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in pieces:
+            connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        if ends:
+            connection.sendall(b"0\r\n\r\n")
+        else:
+            wire.released.wait(10)
+
+    return behave
+
+
+def stream(url: str, **options) -> list[bytes]:
+    client = Client(url, **options)
+    return [event.raw for event in client.generate_stream("hi", max_new_tokens=4)]
+
+
+# -- nobody answers -----------------------------------------------------------------------------
+
+
+def test_refused():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(Unreachable, match="is the server running") as caught:
+        Client(f"http://127.0.0.1:{port}").health()
+    assert not isinstance(caught.value, TimedOut)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:30000", "ftp://host", "http://", "http://u:p@host"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ClientError, match="not a server's address"):
+        Client(url)
+
+
+def _silent(connection: socket.socket, wire: Wire) -> None:
+    wire.read(connection)
+    wire.released.wait(10)
+
+
+def _dribbled(head: bytes) -> Behaviour:
+    def behave(connection: socket.socket, wire: Wire) -> None:
+        wire.read(connection)
+        connection.sendall(head)
+        while not wire.released.wait(0.02):
+            connection.sendall(b"x")
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [_silent, _dribbled(b"HTTP/1.1 200 OK\r\nX: "), _dribbled(b"HTTP/1.1 200 OK\r\n\r\n")],
+    ids=["silent", "header", "body"],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_call_ends_by_its_deadline_however_the_server_dribbles(wire, behave, streamed):
+    url = wire(behave).url
+    start = time.monotonic()
+    ask = stream if streamed else lambda url, **options: Client(url, **options).metrics_text()
+    with pytest.raises(TimedOut, match="by its deadline"):
+        ask(url, timeout=0.2)
+    assert time.monotonic() - start < 5
+
+
+def test_a_call_may_name_its_own_deadline(wire):
+    with pytest.raises(TimedOut):
+        Client(wire(_silent).url, timeout=60).health(timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
+        b"SSH-2.0-nonsense\r\n\r\n",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_cut_answer_is_never_taken_for_a_whole_one(wire, answer, streamed):
+    def behave(connection, wire):
+        wire.read(connection)
+        connection.sendall(answer)
+
+    url = wire(behave).url
+    with pytest.raises(Unreachable):
+        stream(url) if streamed else Client(url).server_info()
+
+
+# -- answers ------------------------------------------------------------------------------------
+
+
+def test_a_bad_status_carries_its_body(wire):
+    with pytest.raises(BadStatus, match=r"answered 400.*too long") as caught:
+        Client(wire(answering(b'{"error": "too long"}', "400 Bad Request")).url).models()
+    assert (caught.value.status, caught.value.body) == (400, '{"error": "too long"}')
+
+
+def test_a_bad_status_of_a_stream_carries_its_body(wire):
+    with pytest.raises(BadStatus, match="no such model"):
+        stream(wire(answering(b"no such model", "404 Not Found")).url)
+
+
+def test_the_key_is_sent_and_never_shown(wire):
+    server = wire(answering(b"bad key s3cret", "401 Unauthorized"))
+    with pytest.raises(BadStatus) as caught:
+        Client(server.url, api_key="s3cret").models()
+    assert b"Authorization: Bearer s3cret" in server.requests[0]
+    assert "s3cret" not in str(caught.value) + caught.value.body
+    assert "API key" in str(caught.value)
+    assert "s3cret" not in Client(server.url, api_key="s3cret").excerpt({"api_key": "s3cret"})
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"{", b"[]", b"5"])
+def test_what_is_no_object_is_malformed(wire, body):
+    with pytest.raises(MalformedAnswer):
+        Client(wire(answering(body)).url).server_info()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_bodies_are_bounded(wire, streamed):
+    server = wire(streaming(b"x" * 3000) if streamed else answering(b"x" * 3000))
+    with pytest.raises(MalformedAnswer, match="over 2000 bytes"):
+        stream(server.url, max_body=2000) if streamed else Client(
+            server.url, max_body=2000
+        ).metrics_text()
+
+
+def test_a_large_body_is_read_whole(wire):
+    body = json.dumps({"x": "y" * 3_000_000}).encode()
+    assert len(Client(wire(answering(body)).url).server_info()["x"]) == 3_000_000
+
+
+def test_scores_come_in_order_and_number(wire):
+    server = wire(answering(b'[{"a": 1}, {"a": 2}]'))
+    client = Client(server.url)
+    assert client.score(["x", "y"], [3, 4]) == [{"a": 1}, {"a": 2}]
+    sent = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])
+    assert sent == {
+        "text": ["x", "y"],
+        "sampling_params": {"temperature": 0.0, "max_new_tokens": 0},
+        "return_logprob": True,
+        "logprob_start_len": [3, 4],
+    }
+    with pytest.raises(MalformedAnswer, match="2 answers to 1 prompts"):
+        client.score(["x"])
+
+
+def test_one_answer_to_a_list_is_malformed(wire):
+    with pytest.raises(MalformedAnswer, match="no list"):
+        Client(wire(answering(b'{"a": 1}')).url).score(["x"])
+
+
+def test_tokenize_counts(wire):
+    assert Client(wire(answering(b'{"count": 7}')).url).tokenize("a b") == 7
+    with pytest.raises(MalformedAnswer, match="count"):
+        Client(wire(answering(b'{"tokens": []}')).url).tokenize("a b")
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda c: c.health(), b"GET /v/health "),
+        (lambda c: c.health_generate(), b"GET /v/health_generate "),
+        (lambda c: c.server_info(), b"GET /v/server_info "),
+        (lambda c: c.server_info(old_path=True), b"GET /v/get_server_info "),
+        (lambda c: c.model_info(), b"GET /v/model_info "),
+        (lambda c: c.model_info(old_path=True), b"GET /v/get_model_info "),
+        (lambda c: c.models(), b"GET /v/v1/models "),
+        (lambda c: c.chat({}), b"POST /v/v1/chat/completions "),
+        (lambda c: c.completion({}), b"POST /v/v1/completions "),
+        (lambda c: c.generate("x", max_new_tokens=1), b"POST /v/generate "),
+        (lambda c: c.metrics_text(), b"GET /v/metrics "),
+        (lambda c: c.flush_cache(), b"POST /v/flush_cache "),
+    ],
+)
+def test_every_call_asks_its_path_below_the_address(wire, call, line):
+    server = wire(answering(b"{}"))
+    call(Client(server.url + "/v/"))
+    assert server.requests[0].startswith(line)
+
+
+# -- connections --------------------------------------------------------------------------------
+
+
+def test_a_thread_keeps_its_connection(wire):
+    server = wire(answering(b"{}"))
+    client = Client(server.url)
+    for _ in range(5):
+        client.server_info()
+    assert server.connections == 1
+    thread = threading.Thread(target=client.server_info)
+    thread.start()
+    thread.join()
+    assert server.connections == 2
+
+
+def test_a_connection_that_the_server_closed_is_made_anew(wire):
+    gone = threading.Event()
+
+    def behave(connection, wire):
+        answering(b"{}", times=1)(connection, wire)
+        connection.shutdown(socket.SHUT_RDWR)
+        gone.set()
+
+    server = wire(behave)
+    client = Client(server.url)
+    for _ in range(3):
+        gone.clear()
+        client.server_info()
+        assert gone.wait(5)
+    assert server.connections == 3
+
+
+def test_a_call_after_a_failed_one_works(wire):
+    server = wire(answering(b"x" * 3000))
+    client = Client(server.url, max_body=2000)
+    for _ in range(2):
+        with pytest.raises(MalformedAnswer, match="over 2000"):
+            client.metrics_text()
+
+
+# -- streams ------------------------------------------------------------------------------------
+
+A, B, DONE = b'data: {"text": "a"}\n\n', b'data: {"text": "ab"}\n\n', b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (A, B, DONE),
+        (A + B + DONE,),
+        (A[:-1], A[-1:] + B[:5], B[5:] + DONE),
+        tuple(bytes([c]) for c in A + B + DONE),
+    ],
+    ids=["apart", "together", "split", "bytes"],
+)
+def test_events_are_the_same_however_they_are_cut(wire, pieces):
+    assert stream(wire(streaming(*pieces)).url) == [A, B, DONE]
+
+
+def test_what_follows_the_last_blank_line_is_not_lost(wire):
+    assert stream(wire(streaming(A, DONE, b"data: more")).url) == [A, DONE, b"data: more"]
+
+
+def test_events_come_as_they_arrive(wire):
+    server = wire(streaming(A, B, ends=False))
+    events = Client(server.url, timeout=10).generate_stream("hi", max_new_tokens=2)
+    first, second = next(events), next(events)
+    assert (first.raw, second.raw) == (A, B)
+    assert first.t <= second.t <= time.monotonic()
+    events.close()
+
+
+def test_a_stream_that_stalls_ends_by_its_deadline(wire):
+    server = wire(streaming(A, ends=False))
+    events = Client(server.url).generate_stream("hi", max_new_tokens=2, timeout=0.2)
+    assert next(events).raw == A
+    with pytest.raises(TimedOut):
+        next(events)

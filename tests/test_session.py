@@ -1,0 +1,255 @@
+"""A whole run, as a person starts it: exit statuses, records, and what the last line says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servematrix import records
+
+CONFIG = """
+description = "for tests"
+stage = "t"
+estimated_seconds = 1
+suites = ["mine"]
+[model]
+path = "org/model"
+[arguments]
+enable-metrics = true
+"""
+
+SUITE = """
+import os, signal
+import psutil
+import pytest
+from servematrix.gates.verdict import Verdict
+from servematrix.kits.base import Kit
+
+
+class MineMixin(Kit):
+    kit = "mine"
+
+    def end(self, outcome):
+        self.measure("answer", 42, "1")
+        self.conclude(Verdict(outcome, rule="a rule", reason=f"it is {outcome}", numbers={"n": 1}))
+
+    def kill_the_server(self):
+        for process in psutil.process_iter():
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if "servematrix.engines.reference" in line and self.base_url.split(":")[-1] in line:
+                if "servematrix.engines.guard" not in line:
+                    os.kill(process.pid, signal.SIGKILL)
+                    psutil.wait_procs([process], timeout=10)
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.suite("mine")
+class TestMine(MineMixin):
+    TESTS
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    """Run a suite made of the given tests; the configuration is `mine`."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makefile(".ini", pytest="[pytest]\naddopts = --import-mode=importlib\n")
+    Path("configs").mkdir()
+    Path("configs/mine.toml").write_text(CONFIG)
+
+    def run(*tests: str, options: tuple[str, ...] = ("--config", "mine")) -> pytest.RunResult:
+        bodies = "\n\n    ".join(
+            f"def test_{number}(self):\n        {body}" for number, body in enumerate(tests)
+        )
+        pytester.makepyfile(test_mine=SUITE.replace("TESTS", bodies))
+        return pytester.runpytest_subprocess("--engine", "reference", *options, timeout=120)
+
+    return run
+
+
+def recorded(kind: str) -> list[dict[str, Any]]:
+    found = list(records.read(Path("results/latest")))
+    return [record for record in found if record["kind"] == kind]
+
+
+def last_line(result: pytest.RunResult) -> str:
+    return result.outlines[-1]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status", "meaning"),
+    [
+        (["pass"], 0, "all verdicts pass"),
+        (["pass", "fail"], 1, "a verdict failed"),
+        (["pass", "error"], 1, "could not be made"),
+        (["pass", "inconclusive"], 7, "inconclusive"),
+        (["fail", "inconclusive"], 1, "a verdict failed"),
+        (["not_applicable"], 7, "not applicable"),
+        (["pass", "not_applicable"], 0, "1 not_applicable, 1 pass"),
+    ],
+)
+def test_outcomes_become_a_status_and_records(
+    run, outcomes: list[str], status: int, meaning: str
+) -> None:
+    result = run(*(f"self.end({outcome!r})" for outcome in outcomes))
+    assert result.ret == status, result.stdout
+    assert f"servematrix: exit {status} (" in last_line(result)
+    assert meaning in last_line(result)
+    verdicts = recorded("verdict")
+    assert [verdict["verdict"] for verdict in verdicts] == outcomes
+    assert verdicts[0].items() >= {"cell": "mine", "kit": "mine", "rule": "a rule"}.items()
+    assert recorded("end")[0]["exit_code"] == status
+
+
+def test_first_and_last_the_engine_is_named_and_labelled(run) -> None:
+    result = run("self.end('pass')")
+    first = next(line for line in result.outlines if line.startswith("servematrix:"))
+    for line in (first, last_line(result)):
+        assert "engine reference (simulated: says that the matrix works, never that" in line
+    header, cell = recorded("run")[0], recorded("cell")[0]
+    assert header["engine"] == "reference"
+    assert header["simulated"] is True
+    assert header["configurations"].keys() == {"mine"}
+    assert "servematrix.engines.reference" in cell["command"]
+    assert 0 < cell["startup_seconds"] < 60
+    assert recorded("measurement")[0]["value"] == 42
+
+
+def test_a_test_without_a_verdict_is_an_error(run) -> None:
+    result = run("pass", "1 / 0")
+    assert result.ret == 1
+    assert [verdict["verdict"] for verdict in recorded("verdict")] == ["error", "error"]
+    assert "ZeroDivisionError" in recorded("verdict")[1]["reason"]
+
+
+def test_a_server_that_dies_ends_its_cell_at_once(run) -> None:
+    result = run("self.end('pass')", "self.kill_the_server(); self.end('fail')", "self.end('pass')")
+    assert result.ret == 6
+    assert "a server did not start, could not be reached or died" in last_line(result)
+    verdicts = recorded("verdict")
+    assert [verdict["verdict"] for verdict in verdicts] == ["pass", "fail", "error"]
+    assert "SIGKILL" in verdicts[2]["reason"]
+
+
+def test_a_server_that_does_not_start(run) -> None:
+    result = run("self.end('pass')", options=("--config", "mine", "--model", "/no/such/model"))
+    assert result.ret == 6
+    assert recorded("verdict")[0]["verdict"] == "error"
+    assert "/no/such/model" in recorded("verdict")[0]["reason"]
+    result.stdout.fnmatch_lines(["*/no/such/model*"])
+
+
+def test_an_unreachable_base_url(run) -> None:
+    result = run(
+        "self.end('pass')", options=("--config", "mine", "--base-url", "http://127.0.0.1:9")
+    )
+    assert result.ret == 6
+    assert "127.0.0.1:9" in recorded("verdict")[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "say which server to test: --config NAME, one of mine"),
+        (("--set", "model.path=x"), "say which server to test"),
+        (("--config", "mien"), "did you mean 'mine'?"),
+        (("--config", "mine", "--set", "gates.x=1"), "unknown key 'gates.x'"),
+        (("--config", "mine", "--engine", "sglang"), "SGLang|GPU"),
+        (("--config", "mine", "--api-key-env", "NOT_THERE"), "NOT_THERE"),
+        (("--config", "mine", "--results", "pytest.ini"), "--results DIR"),
+        (("--config", "mine", "--engine", "vllm"), "invalid choice"),
+    ],
+)
+def test_bad_usage_starts_nothing(run, options: tuple[str, ...], message: str) -> None:
+    result = run("self.end('pass')", options=options)
+    assert result.ret == 4
+    text = "\n".join([*result.outlines, *result.errlines])
+    assert any(part in text for part in message.split("|")), text
+    assert not Path("results").exists() or not recorded("verdict")
+
+
+def test_a_port_in_use_is_told_before_anything_starts(run) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = run("self.end('pass')", options=("--config", "mine", "--port", port))
+    assert result.ret == 4
+    assert f"port {port}" in "\n".join([*result.outlines, *result.errlines])
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_measured(run, pytester) -> None:
+    pytester.makeconftest(
+        """
+        import errno, os
+
+        real = os.write
+
+        def write(descriptor, data):
+            if b'"verdict"' in data and b"test_1" in data:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(descriptor, data)
+
+        os.write = write
+        """
+    )
+    result = run("self.end('pass')", "self.end('pass')", "self.end('pass')")
+    assert result.ret == 4
+    assert [verdict["test"] for verdict in recorded("verdict")] == ["test_0"]
+    assert "No space left on device" in "\n".join([*result.outlines, *result.errlines])
+
+
+def test_pytest_options_work_as_ever(run) -> None:
+    result = run(
+        "self.end('pass')", "self.end('fail')", options=("--config", "mine", "-k", "test_0")
+    )
+    assert result.ret == 0
+    assert run("self.end('pass')", options=("--config", "mine", "-k", "nothing")).ret == 5
+
+
+def test_a_suite_that_no_cell_names_is_left_out(run) -> None:
+    Path("configs/other.toml").write_text(CONFIG.replace('"mine"', '"other"'))
+    assert run("self.end('pass')", options=("--config", "other")).ret == 5
+
+
+def test_workers_write_into_one_run(run) -> None:
+    Path("configs/mine.toml").write_text("axis.size = [1, 2]\n" + CONFIG)
+    result = run("self.end('pass')", options=("--config", "mine", "-n", "2"))
+    assert result.ret == 0
+    assert {verdict["cell"] for verdict in recorded("verdict")} == {"mine(size=1)", "mine(size=2)"}
+    runs = [path for path in Path("results").iterdir() if path.is_dir() and not path.is_symlink()]
+    assert len(runs) == 1
+
+
+def test_a_key_reaches_the_server_and_nothing_else(run, monkeypatch) -> None:
+    monkeypatch.setenv("MY_KEY", "a-planted-key")
+    result = run(
+        "self.client.model_info(); self.end('pass')",
+        "print(os.environ['MY_KEY']); self.end('pass')",
+        options=("--config", "mine", "--api-key-env", "MY_KEY"),
+    )
+    assert result.ret == 0, result.stdout
+    for path in Path("results").rglob("*"):
+        if path.is_file():
+            assert "a-planted-key" not in path.read_text(errors="replace"), path
+
+
+def test_nothing_is_left_running(run) -> None:
+    import psutil
+
+    run("self.end('pass')")
+    mine = str(Path.cwd())
+    left = [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == mine and process.pid != os.getpid()
+    ]
+    assert left == []
