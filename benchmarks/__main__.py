@@ -30,6 +30,7 @@ from servematrix.client import Client
 from servematrix.engines.base import Launch, Server
 from servematrix.engines.embedded import EmbeddedEngine
 from servematrix.kits import HellaswagMixin
+from servematrix.kits.scoring import examples, score
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,17 +129,24 @@ def _durations(text: str, phase: str) -> float:
 
 def hellaswag() -> Iterator[Figure]:
     """Items a second and client CPU an item, with and without shots."""
-    items = data.load(str(data.PACKAGED)).items
+    items = data.load(None, packaged=True)
     with reference_server() as server:
         for shots, aims in ((0, (400.0, 1.5)), (20, (None, None))):
             rates, cpu = [], []
             for _ in range(5):
-                kit = HellaswagMixin()
-                kit.base_url = server.base_url
-                kit.hellaswag_num_shots = shots
-                Client(server.base_url).flush_cache()
+                client = Client(server.base_url)
+                client.flush_cache()
+                questions, solved = items.split(200, shots)
+                prefix = examples(solved.items)
                 before, began = _cpu_seconds(), time.perf_counter()
-                scored = kit.score_in_batch(items[:200], items[200 : 200 + shots])
+                scored = score(
+                    client,
+                    questions.items,
+                    prefix,
+                    batch_items=HellaswagMixin.hellaswag_batch_items,
+                    parallel=HellaswagMixin.hellaswag_parallel,
+                    timeout=60,
+                )
                 seconds = time.perf_counter() - began
                 rates.append(len(scored) / seconds)
                 cpu.append((_cpu_seconds() - before) / len(scored) * 1000)
@@ -156,9 +164,7 @@ def scrape() -> Iterator[Figure]:
     """One parse of a /metrics answer."""
     with reference_server() as server:
         client = Client(server.base_url)
-        client.generate(
-            {"text": "Once upon", "sampling_params": {"max_new_tokens": 100, "ignore_eos": True}}
-        )
+        client.generate("Once upon a time", max_new_tokens=100, ignore_eos=True)
         text = client.metrics_text()
     lines = len(text.splitlines())
     yield Figure(f"/metrics parse, {lines} lines", _timed(lambda: metrics.read(text), 50), "ms", 2)

@@ -24,3 +24,5 @@ class TestBasicSanityEagle3(
     BasicAPIContractMixin,
 ):
     """Every sanity kit against one server with speculation on."""
+
+    fwd_occupancy_speculation_required = True

@@ -215,6 +215,12 @@ def test_pytest_options_work_as_ever(run) -> None:
     assert run("self.end('pass')", options=("--config", "mine", "-k", "nothing")).ret == 5
 
 
+def test_collecting_alone_leaves_no_run_behind(run) -> None:
+    result = run("self.end('pass')", options=("--config", "mine", "--collect-only"))
+    assert result.ret == 0
+    assert not Path("results").exists()
+
+
 def test_a_suite_that_no_cell_names_is_left_out(run) -> None:
     Path("configs/other.toml").write_text(CONFIG.replace('"mine"', '"other"'))
     assert run("self.end('pass')", options=("--config", "other")).ret == 5

@@ -95,6 +95,7 @@ class OccupancyKit(_Table):
     scrape_interval: float | None = Field(default=None, gt=0, le=10)
     warmup_max_new_tokens: int | None = Field(default=None, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=1)
+    stream_max_new_tokens: int | None = Field(default=None, ge=2)
     prompt: str | None = Field(default=None, min_length=1)
     rank_reduction: Literal["min", "max"] | None = None
 

@@ -71,16 +71,25 @@ class MatrixSession:
             gpus=gpus,
         )
         self.plan = run.make(self.options, cells, engine, gpus)
+        self._records = None if config.option.collectonly else self._open_records()
+
+    @property
+    def records(self) -> Run:
+        """The records of this run; a run that only collects has none."""
+        assert self._records is not None, "nothing is run"
+        return self._records
+
+    def _open_records(self) -> Run:
+        config = self._config
         hidden = [self._api_key] if self._api_key else []
         worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         if worker is not None:
-            self.records = Run(Path(worker["servematrix_run"]), hidden)
-            return
-        self.records = Run.create(
-            Path(config.option.results), "+".join(self.options.selections), hidden
-        )
-        self.records.write("run", **run.header(self.plan, config.rootpath, run.command_line()))
-        config.pluginmanager.register(Outcome(self.records, self.plan))
+            return Run(Path(worker["servematrix_run"]), hidden)
+        label = "+".join(self.options.selections)
+        records = Run.create(Path(config.option.results), label, hidden)
+        records.write("run", **run.header(self.plan, config.rootpath, run.command_line()))
+        config.pluginmanager.register(Outcome(records, self.plan))
+        return records
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -89,10 +98,10 @@ class MatrixSession:
 
     def pytest_report_header(self) -> list[str]:
         """Say first what will answer, and why."""
+        kept = f"records in {self._records.folder}" if self._records else "nothing is run"
         return [
             f"servematrix: {self.plan.subject()}; {self.plan.engine.reason}",
-            f"servematrix: cells {', '.join(cell.id for cell in self.plan.cells)}; "
-            f"records in {self.records.folder}",
+            f"servematrix: cells {', '.join(cell.id for cell in self.plan.cells)}; {kept}",
         ]
 
     # -- collection ------------------------------------------------------------------------------

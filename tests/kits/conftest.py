@@ -29,6 +29,8 @@ PROSE = (
     "children chased a red kite over the wide lawn while their parents read in the shade and two"
     " old dogs slept beside an empty basket until the church bell rang for supper"
 )
+LONG = 300
+"""A request for so many tokens is decoded window by window."""
 LABELS = 'dp_rank="0",pp_rank="0",tp_rank="0"'
 
 
@@ -54,6 +56,7 @@ class Scripted:
         self.running_reqs = 1
         self.served_extra = 0
         self.finish = "length"
+        self.broken_stream: list[bytes] | None = None
         self.cut_to: int | None = None
         self.spec: dict[str, Any] = {}
         self.scrape_status = lambda number: 200
@@ -92,8 +95,8 @@ class Scripted:
 
     def stream(self, body: dict[str, Any]) -> Iterator[bytes]:
         limit = body["sampling_params"]["max_new_tokens"]
-        if body["sampling_params"].get("ignore_eos"):
-            yield from self._long(body, limit)
+        if self.broken_stream is not None and body["sampling_params"].get("ignore_eos"):
+            yield from self.broken_stream
             return
         words = self.reply(body["text"]).split(" ")[:limit]
         frames = [
@@ -102,34 +105,30 @@ class Scripted:
         ]
         yield from self.frames([*frames, b"data: [DONE]\n\n"])
 
-    def _long(self, body: dict[str, Any], limit: int) -> Iterator[bytes]:
+    def _long(self, body: dict[str, Any], limit: int) -> dict[str, Any]:
         """Decode window by window; each waits until it was scraped, so that none goes unseen."""
         self._started = time.monotonic()
         interval = self.info["decode_log_interval"]
         tokens = min(limit, self.cut_to or limit)
-        frames = []
-        for token in range(1, tokens + 1):
-            answer = self._generated(body["text"], "word " * token, token)
-            last = token == tokens
-            answer["meta_info"]["finish_reason"] = {"type": self.finish} if last else None
-            answer["meta_info"].update(self.spec)
-            frames.append(_frame(answer))
-            if token % interval == 0 or last:
-                yield b"".join(frames)
-                frames.clear()
-                self._window = token // interval
-                with self._scraped:
-                    seen = self._scrapes
-                    self._scraped.wait_for(lambda seen=seen: self._scrapes > seen + 1, timeout=2)
+        for window in range(1, tokens // interval + 1):
+            self._window = window
+            with self._scraped:
+                seen = self._scrapes
+                self._scraped.wait_for(lambda seen=seen: self._scrapes > seen + 1, timeout=2)
         self._window = -1
         self._served += 1 + self.served_extra
-        yield b"data: [DONE]\n\n"
+        answer = self._generated(body["text"], "word " * tokens, tokens)
+        answer["meta_info"]["finish_reason"] = {"type": self.finish}
+        answer["meta_info"].update(self.spec)
+        return answer
 
     def generate(self, body: dict[str, Any]) -> Any:
         text, limit = body["text"], body["sampling_params"]["max_new_tokens"]
         if isinstance(text, list):
             starts = body.get("logprob_start_len", [None] * len(text))
             return [self._score(one, start) for one, start in zip(text, starts, strict=True)]
+        if limit >= LONG:
+            return self._long(body, limit)
         self._served += 1
         words = self.reply(text).split(" ")[:limit]
         return self._generated(text, " ".join(words), len(words))

@@ -100,8 +100,26 @@ def test_a_measurement_that_does_not_hold_is_an_error(run, scripted, knobs, told
     assert told in ran.verdict.reason
 
 
-def test_a_request_that_is_cut_off_is_an_error(run, scripted):
-    scripted._long = lambda body, limit: iter([b'data: {"error": {"message": "gone"}}\n\n'])
+@pytest.mark.parametrize(
+    "answer", [{"error": {"message": "gone"}}, {"text": "gone", "meta_info": None}]
+)
+def test_an_answer_without_meta_info_is_an_error(run, scripted, answer):
+    scripted._long = lambda body, limit: answer
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert "gone" in ran.verdict.reason
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [b'data: {"error": {"message": "gone"}}\n\n'],
+        [b'data: {"text": "gone", "meta_info": {"completion_tokens": 1}}\n\n'],
+    ],
+    ids=["error", "no DONE"],
+)
+def test_a_broken_stream_is_an_error(run, scripted, events):
+    scripted.broken_stream = events
     ran = run()
     assert isinstance(ran.raised, MeasurementError)
     assert "gone" in ran.verdict.reason
@@ -165,6 +183,13 @@ def test_both_faults_are_told(run, scripted):
     assert isinstance(ran.raised, VerdictFailed)
     assert "not above 95 %" in ran.verdict.reason
     assert "hardly accepts" in ran.verdict.reason
+
+
+def test_speculation_that_is_silently_off_fails_where_it_is_required(run):
+    assert run().raised is None
+    ran = run(fwd_occupancy_speculation_required=True)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "does not speculate although" in ran.verdict.reason
 
 
 def test_speculation_that_leaves_no_trace_is_an_error(run, scripted):

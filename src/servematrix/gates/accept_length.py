@@ -19,15 +19,23 @@ def judge(
     verify_passes: int | None,
     reported: float | None,
     threshold: float,
+    required: bool = False,
 ) -> Verdict:
     """Demand an accept length above `threshold` tokens a pass, where the server speculates.
 
     The accept length is that of one request: `completion_tokens` over `verify_passes`
     (`spec_verify_ct`). `reported` is what the server says of the same request. `algorithm` is the
-    configured one, None where speculation is off; then the rule does not apply.
+    configured one, None where speculation is off; then the rule does not apply, or it fails where
+    speculation is `required`.
     """
     rule = f"accept length of this request > {threshold:g} tokens a verifying pass"
     if algorithm is None and verify_passes is None:
+        if required:
+            reason = (
+                "the server does not speculate although it was asked to: look at its command line"
+                " and at what its log says of the draft model"
+            )
+            return Verdict("fail", rule, reason, {"spec_algorithm": None})
         return Verdict("not_applicable", rule, "the server does not speculate")
     name = algorithm or "speculation"
     if not verify_passes or completion_tokens is None:

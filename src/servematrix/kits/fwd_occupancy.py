@@ -19,7 +19,7 @@ from servematrix.gates.verdict import Number, Verdict, worst
 from servematrix.gates.windows import Reduction
 from servematrix.kits import answers, scrapes
 from servematrix.kits.base import Kit, concludes
-from servematrix.kits.long_request import Ended, LongRequest
+from servematrix.kits.long_request import Ended, Latency, LongRequest, latency
 
 _KIT = "fwd_occupancy"
 _DECODE_LOG_INTERVAL = 40
@@ -72,12 +72,15 @@ class FwdOccupancyMixin(Kit):
     fwd_occupancy_acc_length_threshold: float = 1.8
     fwd_occupancy_warmup_max_new_tokens: int = 64
     fwd_occupancy_max_new_tokens: int = 2048
+    fwd_occupancy_stream_max_new_tokens: int = 256
     fwd_occupancy_prompt: str = (
         "Human: Write a small web service with FastAPI and explain each part.\n\nAssistant:"
     )
     fwd_occupancy_rank_reduction: Reduction = "min"
     fwd_occupancy_counter_tolerance: float = occupancy.COUNTER_TOLERANCE
     fwd_occupancy_timeout: float = 600.0
+    fwd_occupancy_speculation_required: bool = False
+    """Whether a server that does not speculate fails; set it where speculation is configured."""
 
     @concludes(_KIT, faults="error")
     def test_fwd_occupancy(self) -> Verdict:
@@ -116,11 +119,21 @@ class FwdOccupancyMixin(Kit):
             batches=server.decode_log_interval,
         )
         ended = request.result()
-        verdict = self.__judge(server, watched, ended)
+        timing = Latency()
+        if ended.problem is None:
+            timing = latency(
+                client,
+                f"Last, {self.fwd_occupancy_prompt}",
+                self.fwd_occupancy_stream_max_new_tokens,
+                self.fwd_occupancy_timeout,
+            )
+        verdict = self.__judge(server, watched, ended, timing)
         self.__report(verdict, server, watched, ended)
         return verdict
 
-    def __judge(self, server: _Server, watched: scrapes.Watched, ended: Ended) -> Verdict:
+    def __judge(
+        self, server: _Server, watched: scrapes.Watched, ended: Ended, latency: Latency
+    ) -> Verdict:
         meta = ended.meta
         tokens, passes = meta.get("completion_tokens"), meta.get("spec_verify_ct")
         finish = meta.get("finish_reason")
@@ -142,9 +155,9 @@ class FwdOccupancyMixin(Kit):
         busy = occupancy.judge(watched.scrapes, request, limits, failed_scrapes=watched.failed)
         timing: dict[str, Number] = {
             "decode_tokens_per_s": ended.decode_tokens_per_s,
-            "itl_p50_ms": ended.itl_p50_ms,
-            "itl_p99_ms": ended.itl_p99_ms,
-            "ttft_s": ended.ttft_s,
+            "itl_p50_ms": latency.itl_p50_ms,
+            "itl_p99_ms": latency.itl_p99_ms,
+            "ttft_s": latency.ttft_s,
         }
         busy = replace(busy, numbers={**busy.numbers, **timing})
         if ended.problem is not None:
@@ -155,6 +168,7 @@ class FwdOccupancyMixin(Kit):
             verify_passes=passes,
             reported=meta.get("spec_accept_length"),
             threshold=self.fwd_occupancy_acc_length_threshold,
+            required=self.fwd_occupancy_speculation_required,
         )
         return worst([busy, pays]) if pays.outcome != "not_applicable" else busy
 

@@ -1,8 +1,8 @@
-"""One long streamed request in the background, timed by our own clock.
+"""One long request in the background, and how fast a stream of the same server is.
 
-The server repeats the whole text in every event, some hundred megabytes for 6,000 tokens. Only the
-last event is parsed; of the others the arrival is noted, and the token count near the end of their
-bytes, so that the thread leaves the CPU to the server.
+The long request is not streamed: a stream makes the server's processes pass on every token, some
+hundred megabytes of repeated text for 6,000 tokens, which is host work of its own and would be
+measured together with the scheduler's. So times between tokens come from a short stream afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from servematrix.client import Client, ClientError
+from servematrix.client import Client, ClientError, MalformedAnswer
 from servematrix.gates.text import quote
 
 _DONE = b"data: [DONE]\n\n"
@@ -25,25 +25,38 @@ _TAIL = 2048
 
 @dataclass(frozen=True)
 class Ended:
-    """How the request ended.
+    """How the long request ended.
 
-    `meta` is the last event's `meta_info`, `problem` what went wrong, None where nothing did.
-    Times by our clock: seconds from sending to the end and to the first event, milliseconds between
-    tokens (tokens that arrive in one event share its gap), tokens a second after the first event.
-    They are None where too few events came or their token counts cannot be trusted.
+    `meta` is its `meta_info`, `problem` what went wrong, None where nothing did; `elapsed_s` are
+    seconds from sending to the end by our clock.
     """
 
     meta: dict[str, Any]
     problem: str | None
     elapsed_s: float
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens a second over the whole request, the short prefill included."""
+        tokens = self.meta.get("completion_tokens")
+        return tokens / self.elapsed_s if isinstance(tokens, int) and self.elapsed_s > 0 else None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of a streamed request by our clock; None where too few events came to tell.
+
+    Seconds to the first event, milliseconds between tokens; tokens that arrive in one event share
+    the time since the one before.
+    """
+
     ttft_s: float | None = None
     itl_p50_ms: float | None = None
     itl_p99_ms: float | None = None
-    decode_tokens_per_s: float | None = None
 
 
 class LongRequest(threading.Thread):
-    """Streams one greedy request that never stops early; `ended` is set when it is over.
+    """Sends one greedy request that never stops early; `ended` is set when it is over.
 
     `sent` is when it was started, on `time.monotonic`.
     """
@@ -54,9 +67,7 @@ class LongRequest(threading.Thread):
         self.sent = 0.0
         self._client = client
         self._prompt, self._max_new_tokens, self._timeout = prompt, max_new_tokens, timeout
-        self._arrivals: list[tuple[float, int]] = []
-        self._last = b""
-        self._done = False
+        self._answer: dict[str, Any] = {}
         self._error: ClientError | None = None
         self._over = 0.0
 
@@ -66,75 +77,72 @@ class LongRequest(threading.Thread):
         super().start()
 
     def run(self) -> None:
-        """Read the stream until it ends or its deadline passes."""
+        """Wait for the answer, or for the deadline."""
         try:
-            for event in self._client.generate_stream(
+            self._answer = self._client.generate(
                 self._prompt,
                 max_new_tokens=self._max_new_tokens,
                 ignore_eos=True,
                 timeout=self._timeout,
-            ):
-                if event.raw == _DONE:
-                    self._done = True
-                    continue
-                counts = _COUNT.findall(event.raw, max(0, len(event.raw) - _TAIL))
-                self._arrivals.append((event.t, int(counts[-1]) if counts else 0))
-                self._last = event.raw
+            )
         except ClientError as error:
             self._error = error
         finally:
             self._over = time.monotonic()
             self.ended.set()
 
-    def tokens_per_second(self) -> float:
-        """Return the decoding rate seen so far; 0 until there is one."""
-        arrivals = self._arrivals
-        if len(arrivals) < 2:
-            return 0.0
-        (start, first), (end, last) = arrivals[0], arrivals[-1]
-        return (last - first) / (end - start) if end > start else 0.0
-
     def result(self) -> Ended:
         """Return how the request ended; to be called once `ended` is set."""
         elapsed = self._over - self.sent
-        meta, problem = self._outcome()
-        if not self._arrivals:
-            return Ended(meta, problem, elapsed)
-        ttft = self._arrivals[0][0] - self.sent
-        gaps = self._gaps()
-        if problem or not gaps or self._arrivals[-1][1] != meta.get("completion_tokens"):
-            return Ended(meta, problem, elapsed, ttft)
-        gaps.sort()
-        return Ended(
-            meta,
-            problem,
-            elapsed,
-            ttft,
-            itl_p50_ms=1000.0 * gaps[len(gaps) // 2],
-            itl_p99_ms=1000.0 * gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)],
-            decode_tokens_per_s=self.tokens_per_second(),
-        )
-
-    def _outcome(self) -> tuple[dict[str, Any], str | None]:
         if self._error is not None:
-            return {}, str(self._error)
-        try:
-            event = json.loads(self._last.removeprefix(b"data: "))
-            meta = event["meta_info"]
-        except (ValueError, KeyError, TypeError):
-            return (
-                {},
-                f"its last event has no meta_info: {quote(self._last.decode(errors='replace'))}",
-            )
+            return Ended({}, str(self._error), elapsed)
+        meta = self._answer.get("meta_info")
         if not isinstance(meta, dict):
-            return {}, f"its last event's meta_info is {meta!r:.80}"
-        return meta, None if self._done else "its stream ended without [DONE]"
+            return Ended({}, f"its answer has no meta_info: {quote(str(self._answer))}", elapsed)
+        return Ended(meta, None, elapsed)
 
-    def _gaps(self) -> list[float]:
-        """Return the seconds between tokens; tokens of one event share the time since the last."""
-        gaps: list[float] = []
-        for i in range(1, len(self._arrivals)):
-            (before, had), (now, has) = self._arrivals[i - 1], self._arrivals[i]
-            if has > had:
-                gaps += [(now - before) / (has - had)] * (has - had)
-        return gaps
+
+def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) -> Latency:
+    """Stream one greedy request and time its events.
+
+    Raises `ClientError` where the stream fails or is cut.
+    """
+    sent = time.monotonic()
+    arrivals: list[tuple[float, int]] = []
+    last = b""
+    for event in client.generate_stream(
+        prompt, max_new_tokens=max_new_tokens, ignore_eos=True, timeout=timeout
+    ):
+        last = event.raw
+        counts = _COUNT.findall(last, max(0, len(last) - _TAIL))
+        if counts:
+            arrivals.append((event.t, int(counts[-1])))
+        elif last != _DONE:
+            raise MalformedAnswer(f"a streamed event has no completion_tokens: {_shown(last)}")
+    if last != _DONE:
+        raise MalformedAnswer(f"the stream ended without [DONE], with {_shown(last)}")
+    gaps = sorted(_gaps(arrivals))
+    if not gaps:
+        return Latency(ttft_s=arrivals[0][0] - sent if arrivals else None)
+    return Latency(
+        ttft_s=arrivals[0][0] - sent,
+        itl_p50_ms=1000.0 * gaps[len(gaps) // 2],
+        itl_p99_ms=1000.0 * gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)],
+    )
+
+
+def _gaps(arrivals: list[tuple[float, int]]) -> list[float]:
+    """Return the seconds between tokens; tokens of one event share the time since the last."""
+    gaps: list[float] = []
+    for i in range(1, len(arrivals)):
+        (before, had), (now, has) = arrivals[i - 1], arrivals[i]
+        if has > had:
+            gaps += [(now - before) / (has - had)] * (has - had)
+    return gaps
+
+
+def _shown(event: bytes) -> str:
+    try:
+        return quote(json.dumps(json.loads(event.removeprefix(b"data: "))), 120)
+    except ValueError:
+        return quote(event.decode(errors="replace"), 120)

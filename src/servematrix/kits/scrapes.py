@@ -60,14 +60,15 @@ def watch(
 ) -> Watched:
     """Send the request and scrape until it has ended; then scrape once more.
 
-    The interval is at most `longest_interval` seconds, and at most half of what `batches` decoded
-    tokens take at the rate seen so far, so that no window is missed on a fast GPU.
+    The interval is at most `longest_interval` seconds, and at most half of what `batches` decoding
+    batches take at the rate that the server shows, so that no window is missed on a fast GPU.
     """
     scrapes = [old.scrape]
     failed = 0
     served: float | None = None
     request.start()
     last = False
+    interval = longest_interval
     while not last:
         last = request.ended.is_set()
         start = time.monotonic()
@@ -81,13 +82,21 @@ def watch(
             t = start - request.sent
             scrapes.append(_scrape(found, t=t, duration=duration, running=running))
             served = found.num_requests_total
-        rate = request.tokens_per_second()
-        interval = min(longest_interval, 0.5 * batches / rate) if rate > 0 else longest_interval
+            rate = _batches_per_second(scrapes[-1])
+            interval = min(longest_interval, 0.5 * batches / rate) if rate > 0 else longest_interval
         left = start + max(interval, _SHORTEST_INTERVAL) - time.monotonic()
         if not last and left > 0:
             request.ended.wait(left)
     rose = None if served is None or old.served is None else served - old.served
     return Watched(scrapes, failed, rose)
+
+
+def _batches_per_second(scrape: Scrape) -> float:
+    """Return the fastest rank's decoding rate; a batch of one gives its accept length in tokens."""
+    return max(
+        (rank.gen_throughput / max(1.0, rank.spec_accept_length) for rank in scrape.ranks.values()),
+        default=0.0,
+    )
 
 
 def _read(client: Client) -> metrics.Metrics:
