@@ -131,12 +131,26 @@ def test_a_recorded_stream_passes():
 # -- load ---------------------------------------------------------------------------------------
 
 
-def test_at_once_names_every_miss():
-    assert load.at_once({"a": None, "b": "wrong"}).outcome == "pass"
-    failed = load.at_once({"a": "late", "b": "wrong", "c": None})
+def test_at_once_allows_one_wrong_answer_and_names_every_one():
+    expected = {"a": "one", "b": "two", "c": "three"}
+    assert load.at_once({"a": "One.", "b": "two", "c": "four"}, expected).outcome == "pass"
+    failed = load.at_once({"a": "one", "b": "wrong", "c": "four"}, expected)
     assert failed.outcome == "fail"
-    assert "a: late; b: wrong" in failed.reason
-    assert load.at_once({}).outcome == "error"
+    assert "b: no 'two' in 'wrong'; c: no 'three' in 'four'" in failed.reason
+    assert load.at_once({}, {}).outcome == "error"
+
+
+def test_at_once_allows_no_question_without_an_answer():
+    answers = {"a": "one", "b": load.Unanswered("the connection was reset")}
+    failed = load.at_once(answers, {"a": "one", "b": "two"})
+    assert failed.outcome == "fail"
+    assert "b: the connection was reset" in failed.reason
+    assert load.at_once({}, {"a": "one"}).outcome == "fail"
+
+
+def test_an_empty_expectation_is_never_met():
+    answers = {"a": "anything", "b": "anything"}
+    assert load.at_once(answers, {"a": "", "b": ""}).outcome == "fail"
 
 
 @pytest.mark.parametrize(

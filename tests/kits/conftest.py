@@ -23,7 +23,7 @@ CAPITALS = {
     "Spain": "Madrid",
     "Egypt": "Cairo",
     "Russia": "Moscow",
-    "Australia": "Canberra",
+    "Greece": "Athens",
 }
 PROSE = (
     "children chased a red kite over the wide lawn while their parents read in the shade and two"

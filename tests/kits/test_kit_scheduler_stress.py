@@ -63,11 +63,11 @@ def test_two_misses_fail(run_kit, scripted):
     assert "Italy" in ran.verdict.reason
 
 
-def test_errors_count_as_misses(run_kit, scripted):
+def test_a_question_without_an_answer_fails(run_kit, scripted):
     scripted.overrides["/generate"] = (500, "Internal Server Error")
     ran = run_kit(BasicSchedulerStressMixin, MANY)
     assert isinstance(ran.raised, VerdictFailed)
-    assert ran.verdict.numbers["missed"] == 8
+    assert ran.verdict.numbers["unanswered"] == 8
     assert "500" in ran.verdict.reason
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from servematrix.gates.text import quote
 from servematrix.gates.verdict import Number, Verdict
@@ -14,21 +15,45 @@ LENGTH_TOLERANCE = 0.05
 """Largest relative distance of a prompt's length from what was aimed at."""
 
 
-def at_once(problems: Mapping[str, str | None], *, allowed: int = MISSES_ALLOWED) -> Verdict:
-    """Demand that at most `allowed` of the questions asked at once went wrong.
+@dataclass(frozen=True)
+class Unanswered:
+    """A question that got no answer, and why."""
 
-    `problems` maps each question to what was wrong with its answer, None where nothing was.
+    problem: str
+
+
+def at_once(
+    answers: Mapping[str, str | Unanswered],
+    expected: Mapping[str, str],
+    *,
+    allowed: int = MISSES_ALLOWED,
+) -> Verdict:
+    """Demand an answer to every question asked at once, and at most `allowed` wrong ones.
+
+    An answer is right where it contains what is expected, whatever the case. A question without an
+    answer is never a miss that may happen: a model can be wrong, a server must answer.
     """
-    rule = f"of {len(problems)} questions at once at most {allowed} is missed"
-    missed = {question: problem for question, problem in problems.items() if problem}
-    numbers = {"questions": len(problems), "missed": len(missed)}
-    if not problems:
+    rule = f"all {len(expected)} questions at once are answered, at most {allowed} of them wrongly"
+    missed: list[str] = []
+    unanswered: list[str] = []
+    for question, word in expected.items():
+        answer = answers.get(question, Unanswered("it was not asked"))
+        if isinstance(answer, Unanswered):
+            unanswered.append(f"{question}: {answer.problem}")
+        elif not word or word.lower() not in answer.lower():
+            missed.append(f"{question}: no {word!r} in {quote(answer, 60)}")
+    numbers = {
+        "questions": len(expected),
+        "missed": len(missed),
+        "unanswered": len(unanswered),
+    }
+    if not expected:
         return Verdict("error", rule, "no question was asked", numbers)
-    told = "; ".join(f"{question}: {problem}" for question, problem in missed.items())
-    if len(missed) <= allowed:
-        return Verdict("pass", rule, f"{len(missed)} missed" + (f" ({told})" * bool(told)), numbers)
-    advice = "look at the scheduler and the prefix cache"
-    return Verdict("fail", rule, f"{len(missed)} missed: {told}; {advice}", numbers)
+    told = "; ".join([*unanswered, *missed])
+    found = f"{len(unanswered)} unanswered, {len(missed)} missed" + (f" ({told})" if told else "")
+    if not unanswered and len(missed) <= allowed:
+        return Verdict("pass", rule, found, numbers)
+    return Verdict("fail", rule, f"{found}; look at the scheduler and the prefix cache", numbers)
 
 
 def long_prompt(

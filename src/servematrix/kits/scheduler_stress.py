@@ -15,7 +15,10 @@ from servematrix.kits.base import Kit, concludes
 
 _KIT = "scheduler_stress"
 _PARIS = "Q: What is the capital of France?\nA:"
-_SHARED = "Each question below asks for a city. Reply with the name of the city alone.\n"
+_SHARED = (
+    "Q: What is the capital of Norway?\nA: Oslo\n\nQ: What is the capital of Canada?\nA: Ottawa\n\n"
+)
+"""Two solved questions: even a model of 135M parameters answers in their form."""
 _CAPITALS = {
     "France": "Paris",
     "Germany": "Berlin",
@@ -24,7 +27,7 @@ _CAPITALS = {
     "Spain": "Madrid",
     "Egypt": "Cairo",
     "Russia": "Moscow",
-    "Australia": "Canberra",
+    "Greece": "Athens",
 }
 _FILLER = (
     "The ferry leaves the harbour at seven and reaches the island before noon. "
@@ -72,10 +75,12 @@ class BasicSchedulerStressMixin(Kit):
             for country in expected:
                 expected[country] = first_line(self.__ask(country))
         with ThreadPoolExecutor(len(expected), thread_name_prefix="question") as pool:
-            asked = {country: pool.submit(self.__missed, country, expected) for country in expected}
-            problems = {country: future.result() for country, future in asked.items()}
-        self.measure("concurrent_missed", sum(p is not None for p in problems.values()), "answers")
-        return load.at_once(problems)
+            asked = {country: pool.submit(self.__answer, country) for country in expected}
+            answers = {country: future.result() for country, future in asked.items()}
+        verdict = load.at_once(answers, expected)
+        self.measure("concurrent_missed", verdict.numbers["missed"], "answers")
+        self.measure("concurrent_unanswered", verdict.numbers["unanswered"], "answers")
+        return verdict
 
     @concludes(_KIT)
     def test_long_prompt(self) -> Verdict:
@@ -103,15 +108,12 @@ class BasicSchedulerStressMixin(Kit):
         prompt = f"{_SHARED}Q: What is the capital of {country}?\nA:"
         return self.__generate(prompt, self.sanity_max_new_tokens_short).text
 
-    def __missed(self, country: str, expected: dict[str, str]) -> str | None:
-        """Ask for one capital; return what is wrong with the answer, None where nothing is."""
+    def __answer(self, country: str) -> str | load.Unanswered:
+        """Ask for one capital; return the first line of the answer, or why there is none."""
         try:
-            text = self.__ask(country)
+            return first_line(self.__ask(country))
         except ClientError as error:
-            return str(error)
-        if expected[country] and expected[country].lower() in text.lower():
-            return None
-        return f"no {expected[country]!r} in {quote(text, 60)}"
+            return load.Unanswered(str(error))
 
     def __context(self) -> int | None:
         """Return the server's context in tokens, None where it does not tell."""
