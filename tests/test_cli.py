@@ -45,6 +45,14 @@ def test_plan_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cell["estimated_seconds"] == 7
 
 
+def test_a_gpu_run_can_be_planned_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "baseline", "--engine", "sglang", "--sglang", "0.5.16"]) == 0
+    text = capsys.readouterr().out
+    assert "planned only" in text
+    assert "-m sglang.launch_server --model-path meta-llama/Llama-3.1-8B-Instruct" in text
+    assert "--cuda-graph-max-bs-decode 4" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from servematrix import transport
 from servematrix.client import (
     BadStatus,
     Client,
@@ -141,8 +142,12 @@ def _dribbled(head: bytes) -> Behaviour:
 
 @pytest.mark.parametrize(
     "behave",
-    [_silent, _dribbled(b"HTTP/1.1 200 OK\r\nX: "), _dribbled(b"HTTP/1.1 200 OK\r\n\r\n")],
-    ids=["silent", "header", "body"],
+    [
+        _silent,
+        _dribbled(b"HTTP/1.1 200 OK\r\n\r\n"),
+        _dribbled(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"),
+    ],
+    ids=["silent", "body", "counted"],
 )
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_call_ends_by_its_deadline_however_the_server_dribbles(wire, behave, streamed):
@@ -202,6 +207,22 @@ def test_the_key_is_sent_and_never_shown(wire):
     assert "s3cret" not in str(caught.value) + caught.value.body
     assert "API key" in str(caught.value)
     assert "s3cret" not in Client(server.url, api_key="s3cret").excerpt({"api_key": "s3cret"})
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "s3crét"])
+def test_a_key_that_no_header_carries_is_refused(key):
+    with pytest.raises(ClientError, match="API key has a character") as caught:
+        Client("http://127.0.0.1:1", api_key=key)
+    assert "s3cr" not in str(caught.value)
+
+
+def test_a_redirect_is_a_bad_status_with_a_bounded_body(wire):
+    server = wire(answering(b"x" * 50, "302 Found\r\nLocation: /elsewhere"))
+    with pytest.raises(BadStatus, match=r"answered 302: x"):
+        Client(server.url).models()
+    with pytest.raises(MalformedAnswer, match="over 20 bytes"):
+        Client(server.url, max_body=20).models()
+    assert b"/elsewhere" not in b"".join(server.requests)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b"{", b"[]", b"5"])
@@ -303,6 +324,22 @@ def test_a_connection_that_the_server_closed_is_made_anew(wire):
         client.server_info()
         assert gone.wait(5)
     assert server.connections == 3
+
+
+def test_an_idle_connection_is_not_trusted(wire, monkeypatch):
+    monkeypatch.setattr(transport, "_REUSE_SECONDS", 0.0)
+    server = wire(answering(b"{}"))
+    client = Client(server.url)
+    for _ in range(3):
+        client.server_info()
+    assert server.connections == 3
+
+
+def test_a_proxy_of_the_environment_is_not_asked(wire, monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert Client(wire(answering(b"{}")).url).server_info() == {}
 
 
 def test_a_call_after_a_failed_one_works(wire):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -75,9 +76,10 @@ def _list(folder: Path, options: argparse.Namespace) -> Exit:
         ]
         print(json.dumps(rows, indent=2))
         return Exit.PASSED
-    table = Table(title=f"configurations in {folder}", title_justify="left")
-    for column in ("name", "stage", "cells", "about", "GPUs", "suites", "description"):
-        table.add_column(column, overflow="fold")
+    table = Table(title=f"configurations in {folder}", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("name", "stage", "cells", "about", "needs"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("description")
     for item in found:
         table.add_row(
             item.name,
@@ -85,7 +87,6 @@ def _list(folder: Path, options: argparse.Namespace) -> Exit:
             str(len(list(matrix.expand(item)))),
             f"{item.estimated_seconds} s",
             _needs(item),
-            ", ".join(item.suites),
             item.description,
         )
     Console().print(table)
@@ -94,12 +95,12 @@ def _list(folder: Path, options: argparse.Namespace) -> Exit:
 
 def _needs(config: configs.Configuration) -> str:
     requires = config.requires
-    parts = [str(requires.gpus)]
+    parts = ["1 GPU" if requires.gpus == 1 else f"{requires.gpus} GPUs"]
     if requires.memory_gib:
         parts.append(f"{requires.memory_gib:g} GiB")
     if requires.compute_capability:
         parts.append(f"cc {requires.compute_capability}")
-    return ", ".join(parts)
+    return "\n".join(parts)
 
 
 def _plan(folder: Path, options: argparse.Namespace) -> Exit:
@@ -115,11 +116,11 @@ def _plan(folder: Path, options: argparse.Namespace) -> Exit:
         gpus=options.gpus,
         port=options.port,
         api_key_env=options.api_key_env,
+        dry=True,
     )
     gpus = visible()
-    engine = choice.choose(
+    engine = choice.intend(
         asked.engine,
-        base_url=None,
         server_python=asked.server_python,
         sglang_version=asked.sglang,
         gpus=gpus,

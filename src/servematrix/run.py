@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from servematrix import __version__
+from servematrix import __version__, gpus
 from servematrix import config as configs
 from servematrix.config import ConfigError, Configuration, Place
 from servematrix.engines.base import Engine, EnvironmentProblem, Launch
@@ -41,6 +41,8 @@ class Options:
     start_deadline: float | None = None
     api_key_env: str | None = None
     hellaswag: str | None = None
+    dry: bool = False
+    """Nothing will be started: where no GPU is visible, cells are planned without one."""
 
     @property
     def assignments(self) -> list[str]:
@@ -191,17 +193,14 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu]) -> PlannedCell:
-    from servematrix import gpus
-
-    if engine.name != "sglang":
-        config = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
+    config = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
+    if engine.name != "sglang" or (options.dry and not visible):
         return PlannedCell(cell, config, ())
-    # what a cell needs may itself depend on the GPU, so its needs are read before and after
-    first = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
     try:
-        chosen = gpus.select(visible, options.gpus, _requirement(first))
+        chosen = gpus.select(visible, options.gpus, _requirement(config))
     except EnvironmentProblem as problem:
-        return PlannedCell(cell, first, (), unfit=f"{cell.id}: {problem}")
+        return PlannedCell(cell, config, (), unfit=f"{cell.id}: {problem}")
+    # overrides may depend on the GPU, which is known only now
     place = _place(engine.name, chosen)
     config = configs.resolve(cell.config, cell.axis, place, options.assignments)
     return PlannedCell(cell, config, chosen)

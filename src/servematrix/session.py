@@ -229,6 +229,9 @@ class MatrixSession:
         if verdict is None:
             verdict = _verdict_of(report, error, death)
             reporter.verdict(_kit_of(item), "", verdict)
+        elif report.failed:
+            # a verdict speaks for itself; where in the kit it was raised tells nobody anything
+            report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
         failed = death is not None or isinstance(error, ServerFailed)
         real = served is None or not served.simulated
         report.user_properties += [

@@ -1,23 +1,24 @@
-"""HTTP exchanges that end by one total deadline and read no more than a bound.
+"""HTTP calls through `requests` that have one deadline each and read no more than a bound.
 
-The standard library's HTTP is used because both can be kept exactly with it, however slowly a
-server dribbles its answer, and because a call costs little CPU: the client runs on the machine
-that it measures.
+`requests` bounds each wait for the server, but not their sum; here the sum ends by the deadline,
+with these exceptions. Connecting to each address of a name, sending, and the last wait of a body
+that ends by closing may each take the whole time anew. A header, or a line of chunked framing,
+that the server dribbles byte by byte is not bounded; nor is looking a name up.
 """
 
 from __future__ import annotations
 
-import functools
 import http.client
-import io
 import json
-import select
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+import requests
+from urllib3 import Timeout
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 _CHUNK = 64 * 1024
 _REUSE_SECONDS = 2.0
@@ -68,15 +69,13 @@ class Transport:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise ClientError(f"not a server's address: {base_url!r}; give http://HOST:PORT")
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ClientError("the API key has a character that no header carries; a line break?")
         self.base_url = base_url.rstrip("/")
-        self._factory = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        )
-        self._host, self._port = parts.hostname, parts.port
-        self._prefix = parts.path.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._api_key = api_key
         self._max_body = max_body
-        self._local = threading.local()
+        self._kept = _Kept()
 
     def at(self, path: str) -> str:
         """Return the full address of a path, for messages."""
@@ -91,86 +90,54 @@ class Transport:
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None, ends: float) -> bytes:
         """Return the body of a 200 answer; `ends` is the deadline on `time.monotonic`."""
-        connection = self._kept_connection()
+        kept = self._kept
+        if time.monotonic() - kept.used > _REUSE_SECONDS:
+            kept.session.close()
         try:
-            with self._send(connection, method, path, body, ends) as response:
-                data = self._read(response, path)
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
+            with kept.session.ask(self._request(method, path, body), ends) as response:
+                return self._whole(response, path, ends)
+        except (OSError, HTTPError) as error:
             raise self._told(error, path) from error
-        except BaseException:
-            connection.close()
-            raise
-        if response.will_close:
-            connection.close()
-        self._local.used = time.monotonic()
-        self._check(response.status, data, path)
-        return data
+        finally:
+            kept.used = time.monotonic()
 
     def events(self, path: str, body: Mapping[str, Any], ends: float) -> Iterator[Event]:
         """Post, and yield the server-sent events of the answer over a connection of its own."""
-        connection = self._factory(self._host, self._port)
         buffer = bytearray()
+        request = self._request("POST", path, body)
         try:
-            response = self._send(connection, "POST", path, body, ends)
-            if response.status != 200:
-                self._check(response.status, self._read(response, path), path)
-            while data := response.read1(_CHUNK):
-                now = time.monotonic()
-                seen = max(0, len(buffer) - 1)
-                buffer += data
-                while (end := buffer.find(b"\n\n", seen)) >= 0:
-                    yield Event(now, bytes(buffer[: end + 2]))
-                    del buffer[: end + 2]
-                    seen = 0
-                if len(buffer) > self._max_body:
-                    raise MalformedAnswer(f"{self.at(path)}: an event over {self._max_body} bytes")
-            if response.length:
-                raise Unreachable(f"{self.at(path)} ended before its announced length")
-            if buffer:
-                yield Event(time.monotonic(), bytes(buffer))
-        except (OSError, http.client.HTTPException) as error:
+            with _Session() as session, session.ask(request, ends) as response:
+                if response.status_code != 200:
+                    self._whole(response, path, ends)
+                for data in _pieces(response, ends):
+                    now = time.monotonic()
+                    seen = max(0, len(buffer) - 1)
+                    buffer += data
+                    while (end := buffer.find(b"\n\n", seen)) >= 0:
+                        yield Event(now, bytes(buffer[: end + 2]))
+                        del buffer[: end + 2]
+                        seen = 0
+                    if len(buffer) > self._max_body:
+                        at = self.at(path)
+                        raise MalformedAnswer(f"{at}: an event over {self._max_body} bytes")
+                if buffer:
+                    yield Event(time.monotonic(), bytes(buffer))
+        except (OSError, HTTPError) as error:
             raise self._told(error, path) from error
-        finally:
-            connection.close()
 
-    def _send(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        ends: float,
-    ) -> http.client.HTTPResponse:
-        headers = {"Accept": "*/*"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        data = None
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-            data = json.dumps(body).encode()
-        connection.response_class = functools.partial(_Response, ends=ends)  # type: ignore[assignment]
-        connection.timeout = _left(ends)
-        if connection.sock is not None:
-            connection.sock.settimeout(_left(ends))
-        connection.request(method, self._prefix + path, body=data, headers=headers)
-        return connection.getresponse()
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> requests.Request:
+        return requests.Request(method, self.at(path), headers=self._headers, json=body)
 
-    def _read(self, response: http.client.HTTPResponse, path: str) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        while part := response.read1(_CHUNK):
-            parts.append(part)
-            size += len(part)
-            if size > self._max_body:
+    def _whole(self, response: requests.Response, path: str, ends: float) -> bytes:
+        """Return the body of a 200 answer; another status raises `BadStatus` with its body."""
+        data = bytearray()
+        for part in _pieces(response, ends):
+            data += part
+            if len(data) > self._max_body:
                 raise MalformedAnswer(f"{self.at(path)} answered with over {self._max_body} bytes")
-        if response.length:
-            raise Unreachable(f"{self.at(path)} cut its answer after {size} bytes")
-        return b"".join(parts)
-
-    def _check(self, status: int, data: bytes, path: str) -> None:
+        status = response.status_code
         if status == 200:
-            return
+            return bytes(data)
         body = self.excerpt(data[: 4 * _EXCERPT].decode("utf-8", "replace"))
         hint = "; does the server ask for an API key?" if status in (401, 403) else ""
         message = f"{self.at(path)} answered {status}: {body or 'no body'}{hint}"
@@ -178,59 +145,46 @@ class Transport:
 
     def _told(self, error: Exception, path: str) -> Unreachable:
         """Say where the socket or the protocol failed."""
-        if isinstance(error, TimeoutError):
+        first = _first(error)
+        if isinstance(first, (TimeoutError, ReadTimeoutError)):
             return TimedOut(f"{self.at(path)} gave no whole answer by its deadline; is it hung?")
-        why = str(error) or type(error).__name__
+        why = self.excerpt(str(first).strip() or type(first).__name__)
+        if isinstance(first, http.client.IncompleteRead):
+            return Unreachable(f"{self.at(path)} cut its answer ({why}); did the server die?")
         return Unreachable(f"{self.at(path)} does not answer ({why}); is the server running?")
 
-    def _kept_connection(self) -> http.client.HTTPConnection:
-        """Return this thread's connection, closed first where the server may have dropped it."""
-        kept: _Kept | None = getattr(self._local, "kept", None)
-        if kept is None:
-            kept = self._local.kept = _Kept(self._factory(self._host, self._port))
-        connection = kept.connection
-        if connection.sock is not None and (
-            time.monotonic() - self._local.used > _REUSE_SECONDS
-            or select.select([connection.sock], [], [], 0)[0]
-        ):
-            connection.close()
-        return connection
+
+class _Kept(threading.local):
+    """A thread's session, and when it was used last."""
+
+    def __init__(self) -> None:
+        self.session = _Session()
+        self.used = time.monotonic()
 
 
-class _Kept:
-    """A connection that is closed when its thread, or its client, goes."""
+class _Session(requests.Session):
+    """Asks the server itself and once: no proxy of the environment, no redirect."""
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self.connection = connection
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust_env = False
 
-    def __del__(self) -> None:
-        self.connection.close()
+    def ask(self, request: requests.Request, ends: float) -> requests.Response:
+        timeout: Any = Timeout(total=_left(ends))  # which the types of requests do not know
+        return self.send(request.prepare(), timeout=timeout, stream=True, allow_redirects=False)
 
-
-class _Reads(io.RawIOBase):
-    """The raw reads of a socket, all of which end by one deadline."""
-
-    def __init__(self, sock: socket.socket, raw: io.RawIOBase, ends: float) -> None:
-        self._sock, self._raw, self._ends = sock, raw, ends
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_left(self._ends))
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Leave the body of a redirect unread; `requests` reads it without a bound."""
 
 
-class _Response(http.client.HTTPResponse):
-    """A response whose header and body end by one deadline."""
-
-    def __init__(self, sock: socket.socket, *args: Any, ends: float, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(_Reads(sock, self.fp.detach(), ends), _CHUNK)
+def _pieces(response: requests.Response, ends: float) -> Iterator[bytes]:
+    """Read a body as it comes; `requests` itself would wait for full pieces."""
+    sock = getattr(response.raw.connection, "sock", None)  # none where the body ends by closing
+    while not response.raw.closed:
+        left = _left(ends)
+        if sock is not None:
+            sock.settimeout(left)
+        yield response.raw.read1(_CHUNK)
 
 
 def _left(ends: float) -> float:
@@ -238,3 +192,11 @@ def _left(ends: float) -> float:
     if left <= 0:
         raise TimeoutError("deadline passed")
     return left
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the error that the libraries wrapped, one within the other."""
+    for inner in (error.__cause__, *error.args):
+        if isinstance(inner, BaseException):
+            return _first(inner)
+    return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from servematrix.engines.attach import AttachEngine
 from servematrix.engines.base import Engine, EnvironmentProblem
@@ -51,6 +52,32 @@ def choose(
                 "--server-python, or a version to install with --sglang"
             ) from error
         return EmbeddedEngine(f"{_seen(gpus)}, but {error}")
+
+
+def intend(
+    engine: str, *, server_python: str | None, sglang_version: str | None, gpus: Sequence[Gpu]
+) -> Engine:
+    """Return the engine that a plan is made for: as `choose`, though nothing need be there yet.
+
+    So a run on a GPU machine can be planned on a laptop; `.reason` says what would be missing here.
+    """
+    try:
+        return choose(
+            engine,
+            base_url=None,
+            server_python=server_python,
+            sglang_version=sglang_version,
+            gpus=gpus,
+        )
+    except EnvironmentProblem as problem:
+        _check(engine, None, server_python, sglang_version)
+        if engine != "sglang":
+            raise
+        if sglang_version is not None:
+            python = ServerEnvironment(sglang_version).python
+        else:
+            python = Path(server_python or "python3")
+        return SglangEngine(python, sglang_version or "", f"planned only: {problem}")
 
 
 def _check(

@@ -83,7 +83,7 @@ class SglangEngine:
             pins = {"HIP_VISIBLE_DEVICES": devices}
         path = launch.environment.get("PATH", os.environ.get("PATH", os.defpath))
         programs = str(self.python.parent)
-        if programs not in path.split(os.pathsep):
+        if self.python.is_absolute() and programs not in path.split(os.pathsep):
             pins["PATH"] = os.pathsep.join((programs, path))
         return {**launch.environment, **pins}
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from servematrix.client import BadStatus, ClientError, MalformedAnswer
 from servematrix.gates import load, stream
-from servematrix.gates.text import first_line, quote
+from servematrix.gates.text import first_line
 from servematrix.gates.verdict import Verdict
 from servematrix.kits import answers
 from servematrix.kits.base import Kit, concludes
