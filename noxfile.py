@@ -34,7 +34,9 @@ def harness(session: nox.Session) -> None:
 
 def in_harness(session: nox.Session, *command: str) -> None:
     python = Path(session.cache_dir).parent / "harness" / "bin" / "python"
-    session.run(str(python), "-m", *command, external=True)
+    # time to stop the servers and to say what was measured, when a person or CI gives up
+    grace = {"interrupt_timeout": 20.0, "terminate_timeout": 20.0}
+    session.run(str(python), "-m", *command, external=True, **grace)
 
 
 def serve(session: nox.Session, configuration: str) -> None:
@@ -75,7 +77,7 @@ def matrix(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["harness"])
 def tests(session: nox.Session) -> None:
     """The project's own tests."""
-    in_harness(session, "pytest", "tests", *session.posargs)
+    in_harness(session, "pytest", *(session.posargs or ["tests"]))
 
 
 @nox.session(venv_backend="none", requires=["harness"])

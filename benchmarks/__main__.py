@@ -191,7 +191,7 @@ def collection() -> Iterator[Figure]:
         )
         suite = Path(folder, "test_many.py")
         suite.write_text(
-            "import pytest\n\n\n@pytest.mark.suite('many')\n@pytest.mark.usefixtures('server')\n"
+            "import pytest\n\n\n@pytest.mark.suite('many')\n"
             "class TestMany:\n    def test_one(self):\n        pass\n"
         )
         plan = _timed(lambda: matrix.select(many, ["all"]), 5)

@@ -13,7 +13,6 @@ from servematrix.kits import (
 )
 
 
-@pytest.mark.usefixtures("server")
 @pytest.mark.suite("basic_sanity")
 class TestBasicSanity(
     # pytest runs the tests of the last base first

@@ -11,7 +11,6 @@ from servematrix.kits import (
 )
 
 
-@pytest.mark.usefixtures("server")
 @pytest.mark.suite("cuda_graph")
 class TestCudaGraph(
     # pytest runs the tests of the last base first

@@ -45,6 +45,13 @@ def test_plan_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cell["estimated_seconds"] == 7
 
 
+def test_an_unknown_flag_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", "--no-such-flag"])
+    assert caught.value.code == 4
+    assert "--no-such-flag" in capsys.readouterr().err
+
+
 def test_a_gpu_run_can_be_planned_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "baseline", "--engine", "sglang", "--sglang", "0.5.16"]) == 0
     text = capsys.readouterr().out

@@ -139,6 +139,8 @@ def test_a_bad_change_is_refused(configs_directory: Path, change: str, message: 
         ("axis.a = [1]\naxis.b = [2]\n" + MINIMAL, "at most 1 item"),
         ("axis.a = [1, 1]\n" + MINIMAL, "no value twice"),
         (MINIMAL + '[[overrides]]\nwhen = { vendr = "amd" }\n', "did you mean 'vendor'?"),
+        ("axis.a = [1, 2]\n" + MINIMAL + "[[overrides]]\nwhen = { a = 3 }\n", "has no value '3'"),
+        (MINIMAL + '[arguments]\napi-key = "x"\n', "--api-key-env"),
         (MINIMAL + "[gates.fwd_occupanci]\nthreshold = 1\n", "did you mean 'fwd_occupancy'?"),
         (MINIMAL + '[requires]\ncompute_capability = "nine"\n', "requires.compute_capability"),
     ],

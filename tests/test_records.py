@@ -51,6 +51,19 @@ def test_a_secret_is_nowhere(run: Run) -> None:
     assert text.count("***") == 2
 
 
+@pytest.mark.parametrize("secret", ["{", "kind", '"'])
+def test_a_secret_never_makes_a_record_unreadable(tmp_path: Path, secret: str) -> None:
+    run = Run.create(tmp_path, "x", hidden=[secret])
+    run.write("run", text=f"before {secret} after")
+    (record,) = read(run.folder)
+    assert record["text"] == "before *** after"
+
+
+def test_a_name_cannot_leave_the_run_folder(run: Run) -> None:
+    path = run.attach("../../etc/passwd", {})
+    assert (run.folder / path).resolve().is_relative_to(run.folder.resolve())
+
+
 def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_what_was_there(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

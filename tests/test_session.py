@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from servematrix import records
+from servematrix.engines import ready
 
 CONFIG = """
 description = "for tests"
@@ -36,7 +43,7 @@ class MineMixin(Kit):
         self.measure("answer", 42, "1")
         self.conclude(Verdict(outcome, rule="a rule", reason=f"it is {outcome}", numbers={"n": 1}))
 
-    def kill_the_server(self):
+    def kill_the_server(self, wait=True):
         for process in psutil.process_iter():
             try:
                 line = process.cmdline()
@@ -45,10 +52,10 @@ class MineMixin(Kit):
             if "servematrix.engines.reference" in line and self.base_url.split(":")[-1] in line:
                 if "servematrix.engines.guard" not in line:
                     os.kill(process.pid, signal.SIGKILL)
-                    psutil.wait_procs([process], timeout=10)
+                    while wait and process.is_running() and process.status() != "zombie":
+                        psutil.wait_procs([process], timeout=0.1)
 
 
-@pytest.mark.usefixtures("server")
 @pytest.mark.suite("mine")
 class TestMine(MineMixin):
     TESTS
@@ -59,7 +66,9 @@ class TestMine(MineMixin):
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Run a suite made of the given tests; the configuration is `mine`."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    pytester.makefile(".ini", pytest="[pytest]\naddopts = --import-mode=importlib\n")
+    pytester.makefile(
+        ".ini", pytest="[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
+    )
     Path("configs").mkdir()
     Path("configs/mine.toml").write_text(CONFIG)
 
@@ -137,6 +146,21 @@ def test_a_server_that_dies_ends_its_cell_at_once(run) -> None:
     assert "SIGKILL" in verdicts[2]["reason"]
 
 
+def test_a_server_that_dies_in_its_last_test_is_told(run) -> None:
+    """Its process is gone before its guard has told how it ended."""
+    result = run("self.kill_the_server(wait=False); self.end('error')")
+    assert result.ret == 6
+    assert "the server died" in "\n".join(result.outlines)
+
+
+def test_a_terminated_run_stops_its_server_and_says_so(run) -> None:
+    result = run("self.end('pass')", "os.kill(os.getpid(), signal.SIGTERM); self.end('pass')")
+    assert result.ret == 2
+    assert "servematrix: exit 2 (interrupted)" in last_line(result)
+    assert [verdict["verdict"] for verdict in recorded("verdict")] == ["pass"]
+    assert recorded("end")[0]["exit_code"] == 2
+
+
 def test_a_server_that_does_not_start(run) -> None:
     result = run("self.end('pass')", options=("--config", "mine", "--model", "/no/such/model"))
     assert result.ret == 6
@@ -164,6 +188,17 @@ def test_an_unreachable_base_url(run) -> None:
         (("--config", "mine", "--api-key-env", "NOT_THERE"), "NOT_THERE"),
         (("--config", "mine", "--results", "pytest.ini"), "--results DIR"),
         (("--config", "mine", "--engine", "vllm"), "invalid choice"),
+        (("--config", "mine", "--port", "99999"), "ports are 1 to 65535"),
+        (("--config", "mine", "--start-deadline", "-5"), "must be over 0 s"),
+        (("--config", "mine", "--hellaswag", "not/there.jsonl"), "no such file"),
+        (("--config", "mine", "--base-url", "http://127.0.0.1:9", "--model", "x"), "leave one out"),
+        (
+            ("--config", "mine", "--base-url", "http://127.0.0.1:9", "--set", "model.path=x"),
+            "one ou",
+        ),
+        (("--config", "mine", "--base-url", "http://127.0.0.1:9", "-n", "2"), "run without -n"),
+        (("--config", "mine", "--port", "34567", "-n", "2"), "run without -n"),
+        (("--config", "mine", "--set", "arguments.api-key=x"), "--api-key-env"),
     ],
 )
 def test_bad_usage_starts_nothing(run, options: tuple[str, ...], message: str) -> None:
@@ -175,8 +210,6 @@ def test_bad_usage_starts_nothing(run, options: tuple[str, ...], message: str) -
 
 
 def test_a_port_in_use_is_told_before_anything_starts(run) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -222,8 +255,22 @@ def test_collecting_alone_leaves_no_run_behind(run) -> None:
 
 
 def test_a_suite_that_no_cell_names_is_left_out(run) -> None:
+    result = run("self.end('pass')")
+    assert result.ret == 0
     Path("configs/other.toml").write_text(CONFIG.replace('"mine"', '"other"'))
-    assert run("self.end('pass')", options=("--config", "other")).ret == 5
+    Path("test_other.py").write_text(
+        "import pytest\n\n\n@pytest.mark.suite('other')\nclass TestOther:\n"
+        "    def test_it(self):\n        self.reporter = None\n"
+    )
+    assert run("self.end('pass')", options=("--config", "other")).ret == 1
+    assert [verdict["cell"] for verdict in recorded("verdict")] == ["other"]
+
+
+def test_a_suite_that_does_not_exist_is_told_and_never_green(run) -> None:
+    Path("configs/other.toml").write_text(CONFIG.replace('"mine"', '"mien"'))
+    result = run("self.end('pass')", options=("--config", "mine,other"))
+    assert result.ret == 4
+    assert "other: no suite is called mien; suites collected: mine" in "\n".join(result.errlines)
 
 
 def test_workers_write_into_one_run(run) -> None:
@@ -235,17 +282,79 @@ def test_workers_write_into_one_run(run) -> None:
     assert len(runs) == 1
 
 
+def test_a_cell_stays_on_one_worker(run) -> None:
+    result = run(*["self.end('pass')"] * 6, options=("--config", "mine", "-n", "2"))
+    assert result.ret == 0
+    assert len(recorded("cell")) == 1
+
+
 def test_a_key_reaches_the_server_and_nothing_else(run, monkeypatch) -> None:
     monkeypatch.setenv("MY_KEY", "a-planted-key")
     result = run(
         "self.client.model_info(); self.end('pass')",
-        "print(os.environ['MY_KEY']); self.end('pass')",
+        "self.measure('key', os.environ['MY_KEY'], ''); self.end('pass')",
         options=("--config", "mine", "--api-key-env", "MY_KEY"),
     )
     assert result.ret == 0, result.stdout
     for path in Path("results").rglob("*"):
         if path.is_file():
             assert "a-planted-key" not in path.read_text(errors="replace"), path
+
+
+@pytest.mark.parametrize("key", ["with a line break\n", "a b"])
+def test_a_key_that_no_header_carries_is_refused(run, monkeypatch, key: str) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    result = run("self.end('pass')", options=("--config", "mine", "--api-key-env", "MY_KEY"))
+    assert result.ret == 4
+    assert key not in "\n".join([*result.outlines, *result.errlines])
+
+
+def test_secrets_of_a_configuration_are_nowhere(run) -> None:
+    result = run(
+        "self.end('pass')",
+        options=("--config", "mine", "--set", 'environment.HF_TOKEN="a-planted-token"'),
+    )
+    assert result.ret == 0
+    for path in Path("results").rglob("*"):
+        if path.is_file():
+            assert "a-planted-token" not in path.read_text(errors="replace"), path
+
+
+def test_an_axis_cell_is_not_judged_on_a_server_of_another_size(run) -> None:
+    text = CONFIG.replace("[arguments]", '[arguments]\ncuda-graph-max-bs = "{size}"')
+    Path("configs/mine.toml").write_text("axis.size = [4, 8]\n" + text)
+    with running_server("--cuda-graph-max-bs", "4", "--enable-metrics") as url:
+        result = run("self.end('pass')", options=("--config", "mine", "--base-url", url))
+    verdicts = {verdict["cell"]: verdict for verdict in recorded("verdict")}
+    assert verdicts["mine(size=4)"]["verdict"] == "pass"
+    assert verdicts["mine(size=8)"]["verdict"] == "not_applicable"
+    assert "cuda-graph-max-bs-decode is 4, not 8" in verdicts["mine(size=8)"]["reason"]
+    assert result.ret == 0
+
+
+def test_an_attached_server_of_ours_is_labelled_too(run) -> None:
+    with running_server("--enable-metrics") as url:
+        result = run("self.end('pass')", options=("--config", "mine", "--base-url", url))
+    assert "simulated: says that the matrix works" in last_line(result)
+    assert "serving demo" in last_line(result)
+
+
+@contextlib.contextmanager
+def running_server(*flags: str) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "servematrix.engines.reference", "--model-path", "demo"]
+    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", port, *flags])
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 30
+        while ready.check(url, None, deadline) is not None:
+            assert time.monotonic() < deadline
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
 
 
 def test_nothing_is_left_running(run) -> None:

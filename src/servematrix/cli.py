@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,10 +18,8 @@ from rich.table import Table
 from servematrix import config as configs
 from servematrix import matrix, run
 from servematrix.config import ConfigError
-from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
-from servematrix.gpus import Gpu, visible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Ends bad usage with our status for it; argparse's 2 means interrupted here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="servematrix", description=__doc__)
+    parser = _Parser(prog="servematrix", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     listing = commands.add_parser("list", help="the configurations as a table")
@@ -118,19 +124,13 @@ def _plan(folder: Path, options: argparse.Namespace) -> Exit:
         api_key_env=options.api_key_env,
         dry=True,
     )
-    gpus = visible()
-    engine = choice.intend(
-        asked.engine,
-        server_python=asked.server_python,
-        sglang_version=asked.sglang,
-        gpus=gpus,
-    )
-    plan = run.make(asked, matrix.select(folder, asked.selections), engine, gpus)
+    plan = run.plan(asked)
+    engine = plan.engine
     rows = [_row(plan, cell) for cell in plan.cells]
     if options.json:
         print(json.dumps({"engine": engine.name, "reason": engine.reason, "cells": rows}, indent=2))
     else:
-        _print_plan(engine, gpus, rows)
+        _print_plan(engine, len(plan.visible), rows)
     return Exit.PASSED
 
 
@@ -149,8 +149,8 @@ def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
     }
 
 
-def _print_plan(engine: Engine, gpus: Sequence[Gpu], rows: Sequence[dict[str, Any]]) -> None:
-    print(f"engine {engine.name}: {engine.reason}; GPUs visible: {len(gpus)}")
+def _print_plan(engine: Engine, visible: int, rows: Sequence[dict[str, Any]]) -> None:
+    print(f"engine {engine.name}: {engine.reason}; GPUs visible: {visible}")
     for row in rows:
         print(f"\n{row['cell']}  (about {row['estimated_seconds']} s; {', '.join(row['suites'])})")
         if row["unfit"]:

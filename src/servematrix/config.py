@@ -180,6 +180,23 @@ class Configuration(_Table):
                     raise ValueError(
                         f"overrides.{number}.when: unknown condition {key!r}{_nearest(key, known)}"
                     )
+                values = [str(value) for value in self.axis.get(key, [])]
+                wanted = str(override.when[key])
+                if key in self.axis and wanted not in values:
+                    raise ValueError(
+                        f"overrides.{number}.when: the axis {key!r} has no value {wanted!r}"
+                        f"{_nearest(wanted, values)}; it has {', '.join(values)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_in_the_open(self) -> Configuration:
+        for arguments in (self.arguments, *(one.arguments for one in self.overrides)):
+            if "api-key" in arguments:
+                raise ValueError(
+                    "arguments.api-key: a key here would stand in records and command lines; "
+                    "name the variable that holds it with --api-key-env"
+                )
         return self
 
 

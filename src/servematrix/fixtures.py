@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from servematrix.plugin import NAME, suite_of
 from servematrix.run import PlannedCell
-from servematrix.session import MatrixSession, ServedCell
+from servematrix.served import ServedCell
+from servematrix.session import MatrixSession
+from servematrix.suite import SESSION, suite_of
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,6 @@ def _bound(request: pytest.FixtureRequest) -> None:
 
 
 def _session(request: pytest.FixtureRequest) -> MatrixSession:
-    session = request.config.pluginmanager.get_plugin(NAME)
+    session = request.config.pluginmanager.get_plugin(SESSION)
     assert isinstance(session, MatrixSession), "registered together with these fixtures"
     return session

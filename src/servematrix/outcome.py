@@ -49,6 +49,8 @@ class Outcome:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Add our two exit statuses to pytest's, and close the records."""
+        if exitstatus not in set(Exit):
+            return  # somebody's own pytest.exit(); not ours to explain
         status = Exit(int(exitstatus))
         if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
             status = Exit.SERVER
@@ -80,6 +82,7 @@ class Outcome:
             f"servematrix: exit {int(self._exit)} ({self._exit.meaning}): "
             f"{counts or 'no verdicts'}; "
             f"{self._plan.subject(self._answered, simulated=self._simulated)}; "
+            f"{self._plan.engine.reason}; "
             f"records in {self._records.folder}"
         )
         reporter = config.pluginmanager.get_plugin("terminalreporter")

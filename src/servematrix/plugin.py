@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-# the rest of ours is imported where it is needed: this module is loaded in every pytest run of an
-# environment that has servematrix installed
-NAME = "servematrix-session"
+from servematrix.suite import SESSION, suite_of
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
@@ -106,8 +104,16 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
 )
-# options that make no sense unless a configuration is run
-_TELLTALE = ("servematrix_config", "base_url", "server_python", "sglang", "servematrix_set")
+# any of these asks for a run of the matrix
+_TELLTALE = (
+    "servematrix_config",
+    "servematrix_set",
+    "base_url",
+    "server_python",
+    "sglang",
+    "gpus",
+    "model",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -135,7 +141,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from servematrix.session import MatrixSession
 
     try:
-        config.pluginmanager.register(MatrixSession(config), NAME)
+        config.pluginmanager.register(MatrixSession(config), SESSION)
         config.pluginmanager.register(fixtures)
     except (ConfigError, EnvironmentProblem, RecordsError) as problem:
         raise pytest.UsageError(str(problem)) from problem
@@ -143,7 +149,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse to run a suite when nobody said which server it is for."""
-    if config.pluginmanager.has_plugin(NAME):
+    if config.pluginmanager.has_plugin(SESSION):
         return
     suites = [item for item in items if suite_of(getattr(item, "cls", None)) is not None]
     if not suites:
@@ -155,12 +161,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         f"{suites[0].nodeid}: say which server to test: --config NAME, one of "
         f"{', '.join(configs.names(directory))}, or all"
     )
-
-
-def suite_of(obj: object) -> str | None:
-    """The name that a suite class has by `@pytest.mark.suite(name)`; None for anything else."""
-    marks = getattr(obj, "pytestmark", ())
-    for mark in marks if isinstance(marks, list) else ():
-        if mark.name == "suite":
-            return str(mark.args[0])
-    return None

@@ -42,8 +42,7 @@ class Run:
     def create(cls, root: Path, label: str, hidden: Sequence[str] = ()) -> Run:
         """Make a new run folder under `root` and let `latest` point to it."""
         now = datetime.datetime.now().astimezone()
-        slug = re.sub(r"[^\w.=-]+", "-", label).strip("-")[:60] or "run"
-        name = f"{now:%Y%m%d-%H%M%S}-{slug}-{secrets.token_hex(2)}"
+        name = f"{now:%Y%m%d-%H%M%S}-{file_name(label)}-{secrets.token_hex(2)}"
         folder = root / name
         try:
             folder.mkdir(parents=True)
@@ -62,7 +61,7 @@ class Run:
         record: dict[str, Any] = {"kind": kind, "time": _now()}
         if kind == "run":
             record["schema"] = SCHEMA
-        line = self._hide(_encode(record | fields)) + "\n"
+        line = self._encode(record | fields) + "\n"
         try:
             with self._path.open("ab", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -76,10 +75,10 @@ class Run:
 
     def attach(self, name: str, payload: object) -> str:
         """Keep a JSON-able payload as a file beside the records; returns its relative path."""
-        path = self.folder / "files" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name)}.json"
+        path = self.folder / "files" / f"{file_name(name)}.json"
         try:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(self._hide(_encode(payload)), encoding="utf-8")
+            path.write_text(self._encode(payload), encoding="utf-8")
         except OSError as error:
             raise RecordsError(f"cannot write {path}: {error.strerror}") from error
         return str(path.relative_to(self.folder))
@@ -95,11 +94,13 @@ class Run:
             os.ftruncate(descriptor, start)
             raise
 
-    def _hide(self, text: str) -> str:
-        for value in self._hidden:
-            # a secret stands in JSON text as JSON writes it
-            text = text.replace(json.dumps(value, ensure_ascii=False)[1:-1], "***")
-        return text
+    def _encode(self, value: object) -> str:
+        return json.dumps(_plain(value, self._hidden), ensure_ascii=False, allow_nan=False)
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file: one word, without a path in it."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", text).strip("-.")[:80] or "unnamed"
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
@@ -136,16 +137,17 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def _encode(value: object) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, default=str, allow_nan=False)
-
-
-def _finite(value: object) -> object:
-    """NaN and infinities as text: JSON has no such numbers."""
+def _plain(value: object, hidden: Sequence[str]) -> object:
+    """A value as JSON has it: numbers that it lacks as text, and secrets as `***`."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _plain(item, hidden) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+        return [_plain(item, hidden) for item in value]
+    text = str(value)
+    for secret in hidden:
+        text = text.replace(secret, "***")
+    return text

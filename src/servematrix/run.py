@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -15,12 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from servematrix import __version__, gpus
+from servematrix import __version__, gpus, matrix
 from servematrix import config as configs
 from servematrix.config import ConfigError, Configuration, Place
+from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem, Launch
 from servematrix.gpus import Gpu, Requirement
 from servematrix.matrix import Cell
+from servematrix.records import file_name
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|(^|_)KEY(_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class Options:
                 f"--api-key-env {self.api_key_env}: that variable is not set or empty; "
                 f"export {self.api_key_env} first"
             )
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise EnvironmentProblem(
+                f"--api-key-env {self.api_key_env}: its value has a character that no header "
+                "carries, such as a line break at the end"
+            )
         return value
 
 
@@ -82,7 +92,7 @@ class PlannedCell:
     @property
     def slug(self) -> str:
         """The cell's name as a file's name."""
-        return self.id.replace("(", "-").replace(")", "").replace(" ", "")
+        return file_name(self.id)
 
     def launch(self, options: Options, *, log: Path, deadline: float) -> Launch:
         """What the engine is asked to start."""
@@ -122,6 +132,15 @@ class Plan:
             return self.options.start_deadline
         return 30.0 if self.simulated else 900.0
 
+    def secrets(self) -> list[str]:
+        """Values in the cells' environments whose names say that they are secret."""
+        return [
+            value
+            for cell in self.cells
+            for name, value in cell.config.environment.items()
+            if _SECRET.search(name)
+        ]
+
     def subject(self, answered: Collection[str] = (), *, simulated: bool = False) -> str:
         """What is going to answer, in words; `answered` is what did, as the servers themselves say.
 
@@ -130,6 +149,8 @@ class Plan:
         simulated = simulated or self.simulated
         label = " (simulated: says that the matrix works, never that a server is good)"
         models = sorted({f"model {cell.config.model.path}" for cell in self.cells})
+        if self.engine.name == "attach":
+            models = [f"what {self.options.base_url} serves"]
         used = sorted({gpu.name for cell in self.cells for gpu in cell.gpus})
         gpus = "unknown" if self.engine.name == "attach" else ", ".join(used) or "none"
         items = "packaged reference items" if simulated else "Rowan/hellaswag"
@@ -140,17 +161,57 @@ class Plan:
         )
 
 
-def make(options: Options, cells: Sequence[Cell], engine: Engine, visible: Sequence[Gpu]) -> Plan:
-    """Resolve every cell for the GPUs it would get.
+def plan(options: Options) -> Plan:
+    """Decide which engine serves, and resolve every selected cell for the GPUs it would get.
 
-    EnvironmentProblem when no selected cell fits any visible GPU; a cell that does not fit while
-    others do is planned as unfit, with the reason.
+    Nothing is started. EnvironmentProblem when no selected cell fits any visible GPU; a cell that
+    does not fit while others do is planned as unfit, with the reason.
     """
+    _check(options)
+    cells = matrix.select(options.configs_directory, options.selections)
+    visible = [] if options.base_url else gpus.visible()
+    decide = choice.intend if options.dry else choice.choose
+    engine = decide(
+        options.engine,
+        base_url=options.base_url,
+        server_python=options.server_python,
+        sglang_version=options.sglang,
+        gpus=visible,
+    )
     planned = [_planned(cell, options, engine, visible) for cell in cells]
     unfit = [cell.unfit for cell in planned if cell.unfit]
     if planned and len(unfit) == len(planned):
         raise EnvironmentProblem(unfit[0])
     return Plan(options, engine, planned, visible)
+
+
+def _check(options: Options) -> None:
+    """Refuse what could only fail later, or would be ignored in silence."""
+    if not 0 <= options.port <= 65535:
+        raise EnvironmentProblem(
+            f"--port {options.port}: ports are 1 to 65535, or 0 for a free one"
+        )
+    if options.start_deadline is not None and options.start_deadline <= 0:
+        raise EnvironmentProblem(f"--start-deadline {options.start_deadline:g}: must be over 0 s")
+    if options.hellaswag is not None and not Path(options.hellaswag).is_file():
+        raise EnvironmentProblem(f"--hellaswag {options.hellaswag}: no such file")
+    if options.base_url is None:
+        return
+    ignored = {
+        "--port": options.port,
+        "--gpus": options.gpus,
+        "--model": options.model,
+        "--draft-model": options.draft_model,
+        "--start-deadline": options.start_deadline,
+    }
+    given = [name for name, value in ignored.items() if value]
+    server = ("arguments", "environment", "model")
+    given += [f"--set {change}" for change in options.changes if change.split(".")[0] in server]
+    if given:
+        raise EnvironmentProblem(
+            f"{given[0]} is about starting a server, and --base-url names one that runs already; "
+            "leave one out"
+        )
 
 
 def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,10 @@ for the cells that it is given.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,39 +18,21 @@ from typing import Any
 import pytest
 
 from servematrix import config as configs
-from servematrix import matrix, run
-from servematrix.client import Client, ClientError
-from servematrix.engines import choice
-from servematrix.engines.base import EnvironmentProblem, Launch, Server, ServerFailed
+from servematrix import run
+from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
+from servematrix.engines.guard import PR_SET_PDEATHSIG
 from servematrix.exit_codes import Exit
 from servematrix.gates.verdict import Verdict
-from servematrix.gpus import visible, wait_until_free
+from servematrix.gpus import wait_until_free
 from servematrix.kits.base import Inconclusive, NotApplicable
 from servematrix.outcome import Outcome
-from servematrix.plugin import suite_of
 from servematrix.records import RecordsError, Run
 from servematrix.reporter import Reporter, give_up
+from servematrix.served import ServedCell
+from servematrix.suite import suite_of
 
 FREE_SECONDS = 30.0
 """For a GPU's memory to be free again after its server has ended; a second is usual."""
-
-
-class ServedCell:
-    """A cell with its running server."""
-
-    def __init__(self, planned: run.PlannedCell, server: Server, api_key: str | None) -> None:
-        self.planned = planned
-        self.server = server
-        self.versions = server.versions()
-        # the embedded server says so itself, also where --base-url names it
-        self.simulated = "reference" in self.versions
-        self.model = _served_model(server.base_url, api_key)
-
-    @property
-    def answers(self) -> str:
-        """What answers, as the server itself says."""
-        versions = [f"{name} {version}" for name, version in self.versions.items()]
-        return f"{', '.join(versions) or 'a server of unknown version'} serving {self.model}"
 
 
 _SERVED = pytest.StashKey[ServedCell]()
@@ -61,16 +47,10 @@ class MatrixSession:
         self._told: set[str] = set()
         self.options = _options(config)
         self._api_key = self.options.api_key()
-        cells = matrix.select(self.options.configs_directory, self.options.selections)
-        gpus = [] if self.options.base_url else visible()
-        engine = choice.choose(
-            self.options.engine,
-            base_url=self.options.base_url,
-            server_python=self.options.server_python,
-            sglang_version=self.options.sglang,
-            gpus=gpus,
-        )
-        self.plan = run.make(self.options, cells, engine, gpus)
+        self.plan = run.plan(self.options)
+        self._suites_met: set[str] = set()
+        _end_in_good_order()
+        self._check_workers()
         self._records = None if config.option.collectonly else self._open_records()
 
     @property
@@ -81,7 +61,7 @@ class MatrixSession:
 
     def _open_records(self) -> Run:
         config = self._config
-        hidden = [self._api_key] if self._api_key else []
+        hidden = [*self.plan.secrets(), *([self._api_key] if self._api_key else [])]
         worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         if worker is not None:
             return Run(Path(worker["servematrix_run"]), hidden)
@@ -96,6 +76,24 @@ class MatrixSession:
         """Tell an xdist worker which run it works for."""
         node.workerinput["servematrix_run"] = str(self.records.folder.resolve())
 
+    def _check_workers(self) -> None:
+        """Under pytest-xdist each cell stays on one worker, and the workers share nothing."""
+        option = self._config.option
+        if not getattr(option, "numprocesses", None) and not hasattr(self._config, "workerinput"):
+            return
+        if self.plan.engine.name != "reference" or self.options.port:
+            what = "--port" if self.options.port else f"engine {self.plan.engine.name}"
+            raise EnvironmentProblem(
+                f"-n with {what}: workers would meet on one server or GPU; run without -n"
+            )
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Keep a cell on one worker."""
+        from servematrix.scheduling import CellScheduling
+
+        return CellScheduling(config, log)
+
     def pytest_report_header(self) -> list[str]:
         """Say first what will answer, and why."""
         kept = f"records in {self._records.folder}" if self._records else "nothing is run"
@@ -108,9 +106,27 @@ class MatrixSession:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makeitem(self, obj: object) -> list[pytest.Item] | None:
-        """Leave out suites that no selected cell names."""
+        """Leave out suites that no selected cell names; the others need a server."""
         suite = suite_of(obj)
-        return None if suite is None or self._cells_of(suite) else []
+        if suite is None:
+            return None
+        self._suites_met.add(suite)
+        if not self._cells_of(suite):
+            return []
+        pytest.mark.usefixtures("server")(obj)
+        return None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config) -> None:
+        """Refuse cells that no suite would ever test."""
+        for cell in self.plan.cells:
+            unknown = sorted(set(cell.config.suites) - self._suites_met)
+            # a run of one file does not see the suites of the others
+            if unknown and len(unknown) == len(cell.config.suites) and _whole(config):
+                met = ", ".join(sorted(self._suites_met)) or "none"
+                raise pytest.UsageError(
+                    f"{cell.id}: no suite is called {', '.join(unknown)}; suites collected: {met}"
+                )
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One parameter a cell; the session scope keeps the tests of a cell together."""
@@ -142,7 +158,13 @@ class MatrixSession:
             pytest.exit(str(problem), returncode=Exit.USAGE)
         try:
             served = ServedCell(cell, running, self._api_key)
-            self._record_cell(served, launch)
+            differences = served.differences() if self.options.base_url else []
+            self._record_cell(served, launch, differences)
+            if differences:
+                told = f"{running.base_url} is not as configured: {'; '.join(differences)}"
+                if cell.cell.axis:
+                    pytest.skip(f"{cell.id}: {told}")
+                self._say(f"{cell.id}: {told}")
             yield served
         finally:
             running.stop()
@@ -175,7 +197,7 @@ class MatrixSession:
             reporter.ensure_newline()
             reporter.write_line(f"servematrix: {line}")
 
-    def _record_cell(self, served: ServedCell, launch: Launch) -> None:
+    def _record_cell(self, served: ServedCell, launch: Launch, differences: list[str]) -> None:
         planned = served.planned
         self._record(
             "cell",
@@ -190,6 +212,7 @@ class MatrixSession:
             versions=served.versions,
             model=served.model,
             simulated=served.simulated,
+            differences=differences,
         )
 
     def _record(self, kind: str, **fields: Any) -> None:
@@ -216,8 +239,8 @@ class MatrixSession:
     ) -> None:
         error = call.excinfo.value if call.excinfo else None
         served = item.stash.get(_SERVED, None)
-        death = served.server.died() if served else None
-        if death and not report.passed:
+        death = served.death() if served and not report.passed else None
+        if death:
             report.sections.append(("the server died", death))
         if isinstance(error, (Inconclusive, NotApplicable)):
             report.outcome = "skipped"
@@ -229,6 +252,9 @@ class MatrixSession:
         if verdict is None:
             verdict = _verdict_of(report, error, death)
             reporter.verdict(_kit_of(item), "", verdict)
+            if report.passed:
+                report.outcome = "failed"
+                report.longrepr = f"{verdict.outcome}: {verdict.reason}"
         elif report.failed:
             # a verdict speaks for itself; where in the kit it was raised tells nobody anything
             report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
@@ -291,19 +317,12 @@ def _options(config: pytest.Config) -> run.Options:
     )
 
 
-def _served_model(base_url: str, api_key: str | None) -> str:
-    try:
-        return str(Client(base_url, api_key=api_key, timeout=10).model_info()["model_path"])
-    except (ClientError, KeyError):
-        return "an unknown model"
-
-
 def _verdict_of(
     report: pytest.TestReport, error: BaseException | None, death: str | None
 ) -> Verdict:
     """The verdict of a test that ended without one of its own."""
     if report.skipped:
-        return Verdict("not_applicable", "the cell must fit a visible GPU", str(error))
+        return Verdict("not_applicable", "the cell fits its GPU or its server", str(error))
     found = "it ended without one" if error is None else f"{type(error).__name__}: {error}"
     return Verdict("error", "a test ends with a verdict of its own", death or found)
 
@@ -311,6 +330,20 @@ def _verdict_of(
 def _cell_of(item: pytest.Item) -> str:
     callspec = getattr(item, "callspec", None)
     return str(callspec.params["cell"].id) if callspec else "?"
+
+
+def _end_in_good_order() -> None:
+    """Make SIGTERM, and the end of nox, an interrupt: servers stop, and what was found is told."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if "NOX_CURRENT_SESSION" in os.environ:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _whole(config: pytest.Config) -> bool:
+    """Whether folders were asked for, so that every suite was there to be collected."""
+    return all(Path(argument).is_dir() for argument in config.args)
 
 
 def _test_of(item: pytest.Item) -> str:

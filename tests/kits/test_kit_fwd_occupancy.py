@@ -5,7 +5,7 @@ import math
 import pytest
 
 from servematrix.gates import occupancy, trace
-from servematrix.kits import FwdOccupancyMixin
+from servematrix.kits import FwdOccupancyMixin, scrapes
 from servematrix.kits.base import Inconclusive, MeasurementError, VerdictFailed
 
 TEST = "test_fwd_occupancy"
@@ -136,6 +136,14 @@ def test_failed_scrapes_are_counted_and_are_no_samples(run, scripted):
     ran = run()
     assert ran.raised is None
     assert ran.verdict.numbers["failed_scrapes"] > 0
+
+
+def test_a_server_that_stops_answering_scrapes_ends_the_wait(run, scripted, monkeypatch):
+    monkeypatch.setattr(scrapes, "SILENCE", 0.1)
+    scripted.scrape_status = lambda number: 200 if number < 3 else 503
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert "no scrape answered for 0.1 s" in ran.verdict.reason
 
 
 def test_gauge_and_counter_apart_are_inconclusive(run, scripted):

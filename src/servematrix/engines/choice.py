@@ -55,7 +55,12 @@ def choose(
 
 
 def intend(
-    engine: str, *, server_python: str | None, sglang_version: str | None, gpus: Sequence[Gpu]
+    engine: str,
+    *,
+    base_url: str | None,
+    server_python: str | None,
+    sglang_version: str | None,
+    gpus: Sequence[Gpu],
 ) -> Engine:
     """Return the engine that a plan is made for: as `choose`, though nothing need be there yet.
 
@@ -64,13 +69,13 @@ def intend(
     try:
         return choose(
             engine,
-            base_url=None,
+            base_url=base_url,
             server_python=server_python,
             sglang_version=sglang_version,
             gpus=gpus,
         )
     except EnvironmentProblem as problem:
-        _check(engine, None, server_python, sglang_version)
+        _check(engine, base_url, server_python, sglang_version)
         if engine != "sglang":
             raise
         if sglang_version is not None:

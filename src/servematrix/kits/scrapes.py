@@ -11,12 +11,15 @@ import time
 from dataclasses import dataclass
 
 from servematrix import metrics
-from servematrix.client import Client, ClientError, MalformedAnswer
+from servematrix.client import Client, ClientError, MalformedAnswer, TimedOut
 from servematrix.gates.windows import RankReading, Scrape
 from servematrix.kits.long_request import LongRequest
 
 TIMEOUT = 10.0
 """Seconds that one scrape may take, and that the server may take to fall idle."""
+
+SILENCE = 30.0
+"""Seconds without one answered scrape after which the server counts as hung."""
 
 _SHORTEST_INTERVAL = 0.005
 """Seconds: a bound on the load that scraping puts on the server's HTTP process."""
@@ -69,15 +72,19 @@ def watch(
     request.start()
     last = False
     interval = longest_interval
+    answered = time.monotonic()
     while not last:
         last = request.ended.is_set()
         start = time.monotonic()
         try:
             found = _read(client)
-        except ClientError:
+        except ClientError as error:
             failed += 1
+            if time.monotonic() - answered > SILENCE:
+                raise TimedOut(f"no scrape answered for {SILENCE:g} s: {error}") from error
         else:
-            duration = time.monotonic() - start
+            answered = time.monotonic()
+            duration = answered - start
             running = not request.ended.is_set()
             t = start - request.sent
             scrapes.append(_scrape(found, t=t, duration=duration, running=running))

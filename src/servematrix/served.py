@@ -1,0 +1,81 @@
+"""A cell with its running server, and what that server says of itself."""
+
+from __future__ import annotations
+
+import time
+
+from servematrix.client import Client, ClientError, TimedOut, Unreachable
+from servematrix.engines.base import Server
+from servematrix.engines.sglang import spelled_for
+from servematrix.run import PlannedCell
+
+DYING_SECONDS = 3.0
+"""From a server's last answer until its guard has told how it ended; half a second is usual."""
+
+
+class ServedCell:
+    """A cell with its running server."""
+
+    def __init__(self, planned: PlannedCell, server: Server, api_key: str | None) -> None:
+        self.planned = planned
+        self.server = server
+        self.versions = server.versions()
+        # the embedded server says so itself, also where --base-url names it
+        self.simulated = "reference" in self.versions
+        self._client = Client(server.base_url, api_key=api_key, timeout=10)
+        self.model = self._served_model()
+
+    @property
+    def answers(self) -> str:
+        """What answers, as the server itself says."""
+        versions = [f"{name} {version}" for name, version in self.versions.items()]
+        return f"{', '.join(versions) or 'a server of unknown version'} serving {self.model}"
+
+    def differences(self) -> list[str]:
+        """Where the server's own account of its arguments differs from the configuration.
+
+        Only arguments that it names are compared; one that somebody else started may differ.
+        """
+        try:
+            info = self._client.server_info()
+        except ClientError:
+            return []
+        arguments = spelled_for("", self.planned.config.arguments)
+        found = []
+        for name, wanted in arguments.items():
+            key = name.replace("-", "_")
+            if key not in info or (wanted is False and info[key] is not True):
+                continue  # False leaves an argument out
+            if str(info[key]) != str(wanted):
+                found.append(f"{name} is {info[key]}, not {wanted}")
+        return found
+
+    def death(self) -> str | None:
+        """How the server died; None while it lives.
+
+        Waits a little where it does not answer: a process is gone before its end is known.
+        """
+        death = self.server.died()
+        if death is None and not self._answers():
+            deadline = time.monotonic() + DYING_SECONDS
+            while death is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+                death = self.server.died()
+        return death
+
+    def _answers(self) -> bool:
+        try:
+            self._client.health()
+        except TimedOut:
+            return True
+        except Unreachable:
+            return False
+        except ClientError:
+            return True
+        return True
+
+    def _served_model(self) -> str:
+        try:
+            return str(self._client.model_info()["model_path"])
+        except (ClientError, KeyError):
+            return "an unknown model"
