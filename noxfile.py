@@ -77,7 +77,7 @@ def matrix(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["harness"])
 def tests(session: nox.Session) -> None:
     """The project's own tests."""
-    in_harness(session, "pytest", *(session.posargs or ["tests"]))
+    in_harness(session, "pytest", *(session.posargs or ["tests", "-n", "2"]))
 
 
 @nox.session(venv_backend="none", requires=["harness"])

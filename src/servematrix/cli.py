@@ -110,18 +110,11 @@ def _needs(config: configs.Configuration) -> str:
 
 
 def _plan(folder: Path, options: argparse.Namespace) -> Exit:
-    asked = run.Options(
+    asked = run.Options.read(
+        options,
         selections=options.selections,
-        configs_directory=folder,
-        engine=options.engine,
-        server_python=options.server_python,
-        sglang=options.sglang,
-        model=options.model,
-        draft_model=options.draft_model,
         changes=options.set,
-        gpus=options.gpus,
-        port=options.port,
-        api_key_env=options.api_key_env,
+        configs_directory=folder,
         dry=True,
     )
     plan = run.plan(asked)

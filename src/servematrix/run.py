@@ -6,18 +6,16 @@ printed is what would be done.
 
 from __future__ import annotations
 
+import argparse
 import os
-import platform
 import re
-import subprocess
-import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from servematrix import __version__, gpus, matrix
 from servematrix import config as configs
+from servematrix import gpus, matrix
 from servematrix.config import ConfigError, Configuration, Place
 from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem, Launch
@@ -48,6 +46,12 @@ class Options:
     hellaswag: str | None = None
     dry: bool = False
     """Nothing will be started: where no GPU is visible, cells are planned without one."""
+
+    @classmethod
+    def read(cls, found: argparse.Namespace, **named: Any) -> Options:
+        """Take from parsed arguments those that are called as here, the others as `named`."""
+        own = {one.name for one in fields(cls)} - named.keys()
+        return cls(**{name: getattr(found, name) for name in own if hasattr(found, name)}, **named)
 
     @property
     def assignments(self) -> list[str]:
@@ -214,45 +218,6 @@ def _check(options: Options) -> None:
         )
 
 
-def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
-    """The first record of a run: everything that says which run this was."""
-    options = plan.options
-    return {
-        "command": list(command),
-        "engine": plan.engine.name,
-        "engine_reason": plan.engine.reason,
-        "simulated": plan.simulated,
-        "versions": {"servematrix": __version__, "python": platform.python_version()},
-        "gpus": [_described(gpu) for gpu in plan.visible],
-        "git_commit": git_commit(root),
-        "configurations": {cell.id: configs.digest(cell.config) for cell in plan.cells},
-        "base_url": options.base_url,
-        "hellaswag": options.hellaswag,
-        "platform": platform.platform(),
-    }
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit checked out at a folder, with `+changes` where files differ; None outside git."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+changes" if changed else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    answer = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=10,
-    )
-    return answer.stdout.strip()
-
-
 def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu]) -> PlannedCell:
     config = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
     if engine.name != "sglang" or (options.dry and not visible):
@@ -290,23 +255,7 @@ def _place(engine: str, gpus: Sequence[Gpu]) -> Place:
     )
 
 
-def _described(gpu: Gpu) -> Mapping[str, Any]:
-    return {
-        "index": gpu.index,
-        "uuid": gpu.uuid,
-        "name": gpu.name,
-        "driver": gpu.driver,
-        "compute_capability": gpu.compute_capability,
-        "memory_total": gpu.memory_total,
-    }
-
-
 def _toml_string(value: str) -> str:
     if any(ord(character) < 32 for character in value):
         raise ConfigError(f"model {value!r}: not a model id or a folder")
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def command_line() -> list[str]:
-    """The command of this process, as it was typed."""
-    return [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]

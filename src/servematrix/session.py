@@ -1,4 +1,4 @@
-"""One pytest session of the matrix: its cells, their servers, and a verdict for every test.
+"""One pytest session of the matrix: which cells it has, and their servers.
 
 Registered by the plugin when a run names a configuration. Under pytest-xdist every worker has one
 for the cells that it is given.
@@ -10,7 +10,7 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,20 @@ from typing import Any
 import pytest
 
 from servematrix import config as configs
-from servematrix import run
+from servematrix import provenance, run
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.engines.guard import PR_SET_PDEATHSIG
 from servematrix.exit_codes import Exit
-from servematrix.gates.verdict import Verdict
 from servematrix.gpus import wait_until_free
-from servematrix.kits.base import Inconclusive, NotApplicable
 from servematrix.outcome import Outcome
 from servematrix.records import RecordsError, Run
-from servematrix.reporter import Reporter, give_up
+from servematrix.reporter import give_up
 from servematrix.served import ServedCell
 from servematrix.suite import suite_of
+from servematrix.verdicts import SERVED, Verdicts
 
 FREE_SECONDS = 30.0
 """For a GPU's memory to be free again after its server has ended; a second is usual."""
-
-
-_SERVED = pytest.StashKey[ServedCell]()
-_REPORTER = pytest.StashKey[Reporter]()
 
 
 class MatrixSession:
@@ -44,7 +39,6 @@ class MatrixSession:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._told: set[str] = set()
         self.options = _options(config)
         self._api_key = self.options.api_key()
         self.plan = run.plan(self.options)
@@ -52,6 +46,9 @@ class MatrixSession:
         _end_in_good_order()
         self._check_workers()
         self._records = None if config.option.collectonly else self._open_records()
+        if self._records is not None:
+            self._verdicts = Verdicts(self._records)
+            config.pluginmanager.register(self._verdicts)
 
     @property
     def records(self) -> Run:
@@ -67,7 +64,9 @@ class MatrixSession:
             return Run(Path(worker["servematrix_run"]), hidden)
         label = "+".join(self.options.selections)
         records = Run.create(Path(config.option.results), label, hidden)
-        records.write("run", **run.header(self.plan, config.rootpath, run.command_line()))
+        records.write(
+            "run", **provenance.header(self.plan, config.rootpath, provenance.command_line())
+        )
         config.pluginmanager.register(Outcome(records, self.plan))
         return records
 
@@ -181,10 +180,10 @@ class MatrixSession:
         death = served.server.died()
         if death:
             raise ServerFailed(death)
-        item.stash[_SERVED] = served
+        item.stash[SERVED] = served
         instance.base_url = served.server.base_url
         instance.api_key = self._api_key
-        instance.reporter = self._reporter(item)
+        instance.reporter = self._verdicts.reporter(item)
         instance.hellaswag_path = self.options.hellaswag
         instance.hellaswag_packaged = served.simulated
         for name, value in configs.attributes(served.planned.config).items():
@@ -221,75 +220,6 @@ class MatrixSession:
         except RecordsError as error:
             give_up(error)
 
-    # -- verdicts --------------------------------------------------------------------------------
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Turn the end of a test into a verdict, and an inconclusive one into its own state."""
-        report = yield
-        ended = report.when == "call" or (report.when == "setup" and not report.passed)
-        if ended and suite_of(getattr(item, "cls", None)) is not None:
-            self._conclude(item, call, report)
-        return report
-
-    def _conclude(
-        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
-    ) -> None:
-        error = call.excinfo.value if call.excinfo else None
-        served = item.stash.get(_SERVED, None)
-        death = served.death() if served and not report.passed else None
-        if death:
-            report.sections.append(("the server died", death))
-        if isinstance(error, (Inconclusive, NotApplicable)):
-            report.outcome = "skipped"
-            report.longrepr = (str(item.path), item.location[1] or 0, str(error))
-        elif isinstance(error, ServerFailed):
-            report.longrepr = self._once(str(error))
-        reporter = self._reporter(item)
-        verdict = reporter.concluded
-        if verdict is None:
-            verdict = _verdict_of(report, error, death)
-            reporter.verdict(_kit_of(item), "", verdict)
-            if report.passed:
-                report.outcome = "failed"
-                report.longrepr = f"{verdict.outcome}: {verdict.reason}"
-        elif report.failed:
-            # a verdict speaks for itself; where in the kit it was raised tells nobody anything
-            report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
-        failed = death is not None or isinstance(error, ServerFailed)
-        real = served is None or not served.simulated
-        report.user_properties += [
-            ("cell", _cell_of(item)),
-            ("verdict", verdict.outcome),
-            ("reason", verdict.reason),
-            ("server", "failed" if failed else "real" if real else "simulated"),
-            ("answered", served.answers if served else ""),
-        ]
-
-    def _once(self, failure: str) -> str:
-        """A server's failure in full the first time, with its log; then only what happened."""
-        if failure in self._told:
-            return failure.splitlines()[0]
-        self._told.add(failure)
-        return failure
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_report_teststatus(
-        self, report: pytest.CollectReport | pytest.TestReport
-    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
-        """Show an inconclusive verdict as what it is: neither passed nor skipped."""
-        verdict = dict(getattr(report, "user_properties", ())).get("verdict")
-        if report.when == "call" and verdict == "inconclusive":
-            return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
-        return None
-
-    def _reporter(self, item: pytest.Item) -> Reporter:
-        if _REPORTER not in item.stash:
-            item.stash[_REPORTER] = Reporter(self.records, _cell_of(item), _test_of(item))
-        return item.stash[_REPORTER]
-
 
 def _options(config: pytest.Config) -> run.Options:
     option = config.option
@@ -299,37 +229,12 @@ def _options(config: pytest.Config) -> run.Options:
             f"say which server to test: --config NAME, one of {', '.join(configs.names(folder))}, "
             "or all"
         )
-    return run.Options(
+    return run.Options.read(
+        option,
         selections=option.servematrix_config,
-        configs_directory=folder,
-        engine=option.engine,
-        base_url=option.base_url,
-        server_python=option.server_python,
-        sglang=option.sglang,
-        model=option.model,
-        draft_model=option.draft_model,
         changes=option.servematrix_set,
-        gpus=option.gpus,
-        port=option.port,
-        start_deadline=option.start_deadline,
-        api_key_env=option.api_key_env,
-        hellaswag=option.hellaswag,
+        configs_directory=folder,
     )
-
-
-def _verdict_of(
-    report: pytest.TestReport, error: BaseException | None, death: str | None
-) -> Verdict:
-    """The verdict of a test that ended without one of its own."""
-    if report.skipped:
-        return Verdict("not_applicable", "the cell fits its GPU or its server", str(error))
-    found = "it ended without one" if error is None else f"{type(error).__name__}: {error}"
-    return Verdict("error", "a test ends with a verdict of its own", death or found)
-
-
-def _cell_of(item: pytest.Item) -> str:
-    callspec = getattr(item, "callspec", None)
-    return str(callspec.params["cell"].id) if callspec else "?"
 
 
 def _end_in_good_order() -> None:
@@ -344,16 +249,3 @@ def _end_in_good_order() -> None:
 def _whole(config: pytest.Config) -> bool:
     """Whether folders were asked for, so that every suite was there to be collected."""
     return all(Path(argument).is_dir() for argument in config.args)
-
-
-def _test_of(item: pytest.Item) -> str:
-    return str(getattr(item, "originalname", item.name))
-
-
-def _kit_of(item: pytest.Item) -> str:
-    """The kit that defines a test, where several kits share a suite class."""
-    name = _test_of(item)
-    for owner in getattr(item, "cls", object).__mro__:
-        if name in vars(owner):
-            return str(getattr(owner, "kit", "?"))
-    return "?"

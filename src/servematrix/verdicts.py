@@ -1,0 +1,123 @@
+"""Every test of a suite ends with a verdict, and pytest shows it as what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from servematrix.engines.base import ServerFailed
+from servematrix.gates.verdict import Verdict
+from servematrix.kits.base import Inconclusive, NotApplicable
+from servematrix.records import Run
+from servematrix.reporter import Reporter
+from servematrix.served import ServedCell
+from servematrix.suite import suite_of
+
+SERVED = pytest.StashKey[ServedCell]()
+"""The server that a test was given."""
+_REPORTER = pytest.StashKey[Reporter]()
+
+
+class Verdicts:
+    """Hooks that turn the end of a test into a verdict."""
+
+    def __init__(self, records: Run) -> None:
+        self._records = records
+        self._told: set[str] = set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Turn the end of a test into a verdict, and an inconclusive one into its own state."""
+        report = yield
+        ended = report.when == "call" or (report.when == "setup" and not report.passed)
+        if ended and suite_of(getattr(item, "cls", None)) is not None:
+            self._conclude(item, call, report)
+        return report
+
+    def _conclude(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> None:
+        error = call.excinfo.value if call.excinfo else None
+        served = item.stash.get(SERVED, None)
+        death = served.death() if served and not report.passed else None
+        if death:
+            report.sections.append(("the server died", death))
+        if isinstance(error, (Inconclusive, NotApplicable)):
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.location[1] or 0, str(error))
+        elif isinstance(error, ServerFailed):
+            report.longrepr = self._once(str(error))
+        reporter = self.reporter(item)
+        verdict = reporter.concluded
+        if verdict is None:
+            verdict = _verdict_of(report, error, death)
+            reporter.verdict(_kit_of(item), "", verdict)
+            if report.passed:
+                report.outcome = "failed"
+                report.longrepr = f"{verdict.outcome}: {verdict.reason}"
+        elif report.failed:
+            # a verdict speaks for itself; where in the kit it was raised tells nobody anything
+            report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
+        failed = death is not None or isinstance(error, ServerFailed)
+        real = served is None or not served.simulated
+        report.user_properties += [
+            ("cell", _cell_of(item)),
+            ("verdict", verdict.outcome),
+            ("reason", verdict.reason),
+            ("server", "failed" if failed else "real" if real else "simulated"),
+            ("answered", served.answers if served else ""),
+        ]
+
+    def _once(self, failure: str) -> str:
+        """A server's failure in full the first time, with its log; then only what happened."""
+        if failure in self._told:
+            return failure.splitlines()[0]
+        self._told.add(failure)
+        return failure
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.CollectReport | pytest.TestReport
+    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+        """Show an inconclusive verdict as what it is: neither passed nor skipped."""
+        verdict = dict(getattr(report, "user_properties", ())).get("verdict")
+        if report.when == "call" and verdict == "inconclusive":
+            return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
+        return None
+
+    def reporter(self, item: pytest.Item) -> Reporter:
+        """What the kit of this test reports to."""
+        if _REPORTER not in item.stash:
+            item.stash[_REPORTER] = Reporter(self._records, _cell_of(item), _test_of(item))
+        return item.stash[_REPORTER]
+
+
+def _verdict_of(
+    report: pytest.TestReport, error: BaseException | None, death: str | None
+) -> Verdict:
+    """The verdict of a test that ended without one of its own."""
+    if report.skipped:
+        return Verdict("not_applicable", "the cell fits its GPU or its server", str(error))
+    found = "it ended without one" if error is None else f"{type(error).__name__}: {error}"
+    return Verdict("error", "a test ends with a verdict of its own", death or found)
+
+
+def _cell_of(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params["cell"].id) if callspec else "?"
+
+
+def _test_of(item: pytest.Item) -> str:
+    return str(getattr(item, "originalname", item.name))
+
+
+def _kit_of(item: pytest.Item) -> str:
+    """The kit that defines a test, where several kits share a suite class."""
+    name = _test_of(item)
+    for owner in getattr(item, "cls", object).__mro__:
+        if name in vars(owner):
+            return str(getattr(owner, "kit", "?"))
+    return "?"
