@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from servematrix import config as configs
 from servematrix import gpus, matrix
@@ -156,12 +157,15 @@ class Plan:
         if self.engine.name == "attach":
             models = [f"what {self.options.base_url} serves"]
         used = sorted({gpu.name for cell in self.cells for gpu in cell.gpus})
-        gpus = "unknown" if self.engine.name == "attach" else ", ".join(used) or "none"
+        shown = ", ".join(used) or "none"
+        if self.engine.name == "attach":
+            here = ", ".join(sorted({gpu.name for gpu in self.visible}))
+            shown = f"unknown (on this machine: {here})" if here else "unknown"
         items = "packaged reference items" if simulated else "Rowan/hellaswag"
         return (
             f"engine {self.engine.name}{label if simulated else ''}; "
             f"{', '.join(sorted(answered) or models)}; "
-            f"GPU {gpus}; HellaSwag data: {self.options.hellaswag or items}"
+            f"GPU {shown}; HellaSwag data: {self.options.hellaswag or items}"
         )
 
 
@@ -173,7 +177,7 @@ def plan(options: Options) -> Plan:
     """
     _check(options)
     cells = matrix.select(options.configs_directory, options.selections)
-    visible = [] if options.base_url else gpus.visible()
+    visible = gpus.visible() if options.base_url is None or _is_here(options.base_url) else []
     decide = choice.intend if options.dry else choice.choose
     engine = decide(
         options.engine,
@@ -187,6 +191,10 @@ def plan(options: Options) -> Plan:
     if planned and len(unfit) == len(planned):
         raise EnvironmentProblem(unfit[0])
     return Plan(options, engine, planned, visible)
+
+
+def _is_here(base_url: str) -> bool:
+    return urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def _check(options: Options) -> None:
