@@ -95,7 +95,7 @@ def test_it_is_made_once(tools: Tools) -> None:
     tools.environment().make(tools.said.append)
     python = environment.python
     assert tools.calls.read_text().splitlines() == [
-        f"venv --python 3.12 {environment.folder}",
+        f"venv --python >=3.11,<3.13 {environment.folder}",
         f"pip install --prerelease=allow --python {python} sglang==0.5.16",
     ]
     assert len(tools.said) == 2

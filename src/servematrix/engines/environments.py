@@ -23,8 +23,8 @@ from servematrix.engines.log import last_lines
 
 PROBE_SECONDS = 30.0
 INSTALL_SECONDS = 3600.0
-PYTHON_FOR_UV = "3.12"
-"""SGLang publishes no wheels for the newest Python; uv finds or fetches this one."""
+PYTHONS_FOR_UV = ">=3.11,<3.13"
+"""SGLang publishes no wheels for the newest Python; uv takes one of these, or fetches it."""
 UNKNOWN = "unknown"
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*[a-z0-9.+]*")
 _PROBE = """
@@ -163,7 +163,7 @@ class ServerEnvironment:
         # some of SGLang's dependencies are published as pre-releases only
         install = [uv, "pip", "install", "--prerelease=allow", "--python", str(self.python)]
         return [
-            [uv, "venv", "--python", PYTHON_FOR_UV, str(self.folder)],
+            [uv, "venv", "--python", PYTHONS_FOR_UV, str(self.folder)],
             [*install, package],
         ]
 
