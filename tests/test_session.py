@@ -161,12 +161,14 @@ def test_a_terminated_run_stops_its_server_and_says_so(run) -> None:
     assert recorded("end")[0]["exit_code"] == 2
 
 
-def test_a_server_that_does_not_start(run) -> None:
-    result = run("self.end('pass')", options=("--config", "mine", "--model", "/no/such/model"))
+def test_a_server_that_does_not_start_is_told_once_with_its_log(run) -> None:
+    options = ("--config", "mine", "--model", "/no/such/model")
+    result = run("self.end('pass')", "self.end('pass')", options=options)
     assert result.ret == 6
-    assert recorded("verdict")[0]["verdict"] == "error"
+    assert [verdict["verdict"] for verdict in recorded("verdict")] == ["error", "error"]
     assert "/no/such/model" in recorded("verdict")[0]["reason"]
-    result.stdout.fnmatch_lines(["*/no/such/model*"])
+    assert sum("Cannot start: --model-path" in line for line in result.outlines) == 1
+    assert "2 error" in last_line(result)
 
 
 def test_an_unreachable_base_url(run) -> None:

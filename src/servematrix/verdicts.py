@@ -45,11 +45,14 @@ class Verdicts:
         death = served.death() if served and not report.passed else None
         if death:
             report.sections.append(("the server died", death))
-        if isinstance(error, (Inconclusive, NotApplicable)):
+        again = isinstance(error, ServerFailed) and str(error) in self._told
+        if again or isinstance(error, (Inconclusive, NotApplicable)):
+            # the other tests of a cell without a server have nothing to add to the first
             report.outcome = "skipped"
-            report.longrepr = (str(item.path), item.location[1] or 0, str(error))
+            report.longrepr = (str(item.path), item.location[1] or 0, str(error).splitlines()[0])
         elif isinstance(error, ServerFailed):
-            report.longrepr = self._once(str(error))
+            self._told.add(str(error))
+            report.longrepr = str(error)
         reporter = self.reporter(item)
         verdict = reporter.concluded
         if verdict is None:
@@ -70,13 +73,6 @@ class Verdicts:
             ("server", "failed" if failed else "real" if real else "simulated"),
             ("answered", served.answers if served else ""),
         ]
-
-    def _once(self, failure: str) -> str:
-        """A server's failure in full the first time, with its log; then only what happened."""
-        if failure in self._told:
-            return failure.splitlines()[0]
-        self._told.add(failure)
-        return failure
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(
@@ -99,7 +95,7 @@ def _verdict_of(
     report: pytest.TestReport, error: BaseException | None, death: str | None
 ) -> Verdict:
     """The verdict of a test that ended without one of its own."""
-    if report.skipped:
+    if report.skipped and not isinstance(error, ServerFailed):
         return Verdict("not_applicable", "the cell fits its GPU or its server", str(error))
     found = "it ended without one" if error is None else f"{type(error).__name__}: {error}"
     return Verdict("error", "a test ends with a verdict of its own", death or found)
