@@ -45,14 +45,17 @@ class Verdicts:
         death = served.death() if served and not report.passed else None
         if death:
             report.sections.append(("the server died", death))
+        failure, _, log = str(error).partition("\n")
         again = isinstance(error, ServerFailed) and str(error) in self._told
         if again or isinstance(error, (Inconclusive, NotApplicable)):
             # the other tests of a cell without a server have nothing to add to the first
             report.outcome = "skipped"
-            report.longrepr = (str(item.path), item.location[1] or 0, str(error).splitlines()[0])
+            report.longrepr = (str(item.path), item.location[1] or 0, failure)
         elif isinstance(error, ServerFailed):
             self._told.add(str(error))
-            report.longrepr = str(error)
+            report.longrepr = failure
+            if log:
+                report.sections.append(("the end of its log", log))
         reporter = self.reporter(item)
         verdict = reporter.concluded
         if verdict is None:
