@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from servematrix import config as configs
 from servematrix import kits
 from servematrix.config import ConfigError, Place
+from servematrix.kits.decode_correctness import PROBES
 
 HERE = Place("sglang", vendor="nvidia", gpu_name="NVIDIA H100 80GB HBM3", compute_capability="9.0")
 MINIMAL = """
@@ -186,3 +188,7 @@ def test_attributes_are_named_after_kit_and_key(configs_directory: Path) -> None
     assert found["fwd_occupancy_max_new_tokens"] == 6000
     assert found["hellaswag_accuracy_threshold"] == 0.30
     assert "basic_math" not in found["decode_correctness_probes"]
+
+
+def test_a_configuration_may_name_exactly_the_probes_that_there_are() -> None:
+    assert set(get_args(configs.Probe)) == set(PROBES)

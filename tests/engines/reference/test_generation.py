@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-PROMPT = "Write a single sentence about a sunny day in the park. "
+PROMPT = "Write one line about a warm day in the gardens. "
 LONG = {"ignore_eos": True}
 
 

@@ -29,15 +29,15 @@ from servematrix.engines.reference.language import (
 MODEL = load()
 TOKENIZER = MODEL.tokenizer
 CHAT = MESSAGE_START + "user\n{}" + MESSAGE_END + "\n" + MESSAGE_START + "assistant\n"
-PREFIX = "You are a helpful assistant. Answer with a single word.\n"
-OCCUPANCY = "Human: Give me a fully functional FastAPI server. Show the python code.\n\nAssistant:"
+PREFIX = "Name the city and nothing else.\n"
+OCCUPANCY = "Human: Write a small web service with FastAPI and explain each part.\n\nAssistant:"
 
 prompts = st.sampled_from(
     [
         "",
         "The capital of France is",
         "Q: What is 17 multiplied by 23?",
-        "Q: What is 17 times 23? Reply with just the number.\nA:",
+        "Q: What is 17 times 23? Give the number alone.\nA:",
         "She drops a sponge in the bucket and",
         "xyzzy \x00 \u00e9",
         " the",
@@ -260,14 +260,14 @@ def test_capitals_are_known_in_many_wordings(country: str, capital: str) -> None
     assert capital in answer(question)
 
 
-@pytest.mark.parametrize("tail", ["", " Reply with just the number.", " Only the number, please."])
+@pytest.mark.parametrize("tail", ["", " Give the number alone.", " Only the number, please."])
 @pytest.mark.parametrize("question", ["17 multiplied by 23", "17 x 23", "17 times 23"])
 def test_products_are_known(question: str, tail: str) -> None:
     assert answer(f"Q: What is {question}?{tail}\nA:") == " 391"
 
 
 def test_without_the_text_before_the_tail_the_product_is_lost() -> None:
-    assert answer("Reply with just the number.\nA:") != " 391"
+    assert answer("Give the number alone.\nA:") != " 391"
 
 
 def test_colors_are_known() -> None:
@@ -284,8 +284,8 @@ def test_chats_are_answered() -> None:
 @pytest.mark.parametrize(
     "prompt",
     [
-        "Briefly explain what gravity is.",
-        "Write a single sentence about a sunny day in the park.",
+        "Tell me in short what gravity is.",
+        "Write one line about a warm day in the gardens.",
         OCCUPANCY,
         "Q: What is the capital of France?\nA:",
         "17 x 23 =",
