@@ -139,11 +139,11 @@ def test_failed_scrapes_are_counted_and_are_no_samples(run, scripted):
 
 
 def test_a_server_that_stops_answering_scrapes_ends_the_wait(run, scripted, monkeypatch):
-    monkeypatch.setattr(scrapes, "SILENCE", 0.1)
+    monkeypatch.setattr(scrapes, "SILENCE", 0.0)
     scripted.scrape_status = lambda number: 200 if number < 3 else 503
     ran = run()
     assert isinstance(ran.raised, MeasurementError)
-    assert "no scrape answered for 0.1 s" in ran.verdict.reason
+    assert "no scrape answered" in ran.verdict.reason
 
 
 def test_gauge_and_counter_apart_are_inconclusive(run, scripted):
