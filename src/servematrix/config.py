@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -407,5 +406,5 @@ def capability(text: str | None) -> tuple[int, int] | None:
     """`">=8.0"` or `"12.0"` as (major, minor)."""
     if text is None:
         return None
-    major, minor = re.sub("^>=", "", text).split(".")
+    major, minor = text.removeprefix(">=").split(".")
     return int(major), int(minor)

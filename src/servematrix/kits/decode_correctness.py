@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from servematrix.gates import text as gate
@@ -24,6 +25,32 @@ PROBES: dict[str, str] = {
 """The probes, and what a model must be able to do for each to mean something."""
 
 
+def _probe(
+    method: Callable[[BasicDecodeCorrectnessMixin], Verdict],
+) -> Callable[[BasicDecodeCorrectnessMixin], Verdict]:
+    """Ask only what the model can answer; the probe `x` is the method `test_x`."""
+
+    @functools.wraps(method)
+    def ask(self: BasicDecodeCorrectnessMixin) -> Verdict:
+        return _excused(
+            method.__name__.removeprefix("test_"), self.decode_correctness_probes
+        ) or method(self)
+
+    return ask
+
+
+def _excused(probe: str, answerable: Sequence[str]) -> Verdict | None:
+    rule = "decode_correctness_probes names the probes that the model can answer"
+    unknown = sorted(set(answerable) - set(PROBES))
+    if unknown:
+        reason = f"unknown probes {', '.join(unknown)}; known are {', '.join(PROBES)}"
+        return Verdict("error", rule, reason)
+    if probe in answerable:
+        return None
+    reason = f"the configuration says this model cannot {PROBES[probe]}"
+    return Verdict("not_applicable", rule, reason)
+
+
 class BasicDecodeCorrectnessMixin(Kit):
     """Cheap probes of output quality.
 
@@ -38,69 +65,51 @@ class BasicDecodeCorrectnessMixin(Kit):
     sanity_max_new_tokens_long: int = 128
 
     @concludes(_KIT)
+    @_probe
     def test_capital_france(self) -> Verdict:
         """Guards against weights or attention so wrong that the commonest fact is lost."""
-        if excused := self.__excused("capital_france"):
-            return excused
         return gate.contains(self.__answer(_PARIS), "paris")
 
     @concludes(_KIT)
+    @_probe
     def test_basic_math(self) -> Verdict:
         """Guards against numeric damage, such as quantisation, that fluent text would hide."""
-        if excused := self.__excused("basic_math"):
-            return excused
         return gate.contains(self.__answer("Q: What is 17 multiplied by 23?\nA:"), "391")
 
     @concludes(_KIT)
+    @_probe
     def test_color_completion(self) -> Verdict:
         """Guards against a prefill that loses track of what the prompt listed."""
-        if excused := self.__excused("color_completion"):
-            return excused
         prompt = "Painters start from three colors. The three primary colors are red, blue, and"
         return gate.contains(self.__answer(prompt), "yellow")
 
     @concludes(_KIT)
+    @_probe
     def test_ascii_ratio(self) -> Verdict:
         """Guards against token salad: weights loaded wrongly, or sampling from noise."""
-        if excused := self.__excused("ascii_ratio"):
-            return excused
         prompt = "Continue this story. On a sunny day in the park,"
         return gate.readable(self.__answer(prompt, self.sanity_max_new_tokens_long))
 
     @concludes(_KIT)
+    @_probe
     def test_no_repetition_blowup(self) -> Verdict:
         """Guards against a KV cache or attention that makes the model loop on one phrase."""
-        if excused := self.__excused("no_repetition_blowup"):
-            return excused
         prompt = "Explain gravity in a few sentences. Gravity is"
         return gate.unrepetitive(self.__answer(prompt, self.sanity_max_new_tokens_long))
 
     @concludes(_KIT)
+    @_probe
     def test_determinism_temp_zero(self) -> Verdict:
         """Guards against sampling at temperature zero, and a prefix cache that changes answers."""
-        if excused := self.__excused("determinism_temp_zero"):
-            return excused
         return gate.same(self.__answer(_PARIS), self.__answer(_PARIS))
 
     @concludes(_KIT)
+    @_probe
     def test_max_token_one(self) -> Verdict:
         """Guards against step counting that fails where prefill is followed by no decoding."""
-        if excused := self.__excused("max_token_one"):
-            return excused
         answer = self._kit_generate(_PARIS, 1, self.decode_correctness_timeout)
         return gate.one_token(answer.text, answer.meta_info.completion_tokens)
 
     def __answer(self, prompt: str, max_new_tokens: int | None = None) -> str:
         limit = max_new_tokens or self.sanity_max_new_tokens_short
         return self._kit_generate(prompt, limit, self.decode_correctness_timeout).text
-
-    def __excused(self, probe: str) -> Verdict | None:
-        rule = "decode_correctness_probes names the probes that the model can answer"
-        unknown = sorted(set(self.decode_correctness_probes) - set(PROBES))
-        if unknown:
-            reason = f"unknown probes {', '.join(unknown)}; known are {', '.join(PROBES)}"
-            return Verdict("error", rule, reason)
-        if probe in self.decode_correctness_probes:
-            return None
-        reason = f"the configuration says this model cannot {PROBES[probe]}"
-        return Verdict("not_applicable", rule, reason)
