@@ -8,6 +8,8 @@ from servematrix.kits import (
     BasicAPIContractMixin,
     BasicDecodeCorrectnessMixin,
     BasicSchedulerStressMixin,
+    CudaGraphMixin,
+    DecodeConsistencyMixin,
     FwdOccupancyMixin,
     HellaswagMixin,
 )
@@ -18,6 +20,8 @@ class TestBasicSanity(
     # pytest runs the tests of the last base first
     HellaswagMixin,
     FwdOccupancyMixin,
+    CudaGraphMixin,
+    DecodeConsistencyMixin,
     BasicSchedulerStressMixin,
     BasicDecodeCorrectnessMixin,
     BasicAPIContractMixin,

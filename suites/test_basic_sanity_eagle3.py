@@ -8,8 +8,11 @@ from servematrix.kits import (
     BasicAPIContractMixin,
     BasicDecodeCorrectnessMixin,
     BasicSchedulerStressMixin,
+    CudaGraphMixin,
+    DecodeConsistencyMixin,
     FwdOccupancyMixin,
     HellaswagMixin,
+    SpecDecodingMixin,
 )
 
 
@@ -18,6 +21,9 @@ class TestBasicSanityEagle3(
     # pytest runs the tests of the last base first
     HellaswagMixin,
     FwdOccupancyMixin,
+    CudaGraphMixin,
+    DecodeConsistencyMixin,
+    SpecDecodingMixin,
     BasicSchedulerStressMixin,
     BasicDecodeCorrectnessMixin,
     BasicAPIContractMixin,
@@ -25,3 +31,4 @@ class TestBasicSanityEagle3(
     """Every sanity kit against one server with speculation on."""
 
     fwd_occupancy_speculation_required = True
+    spec_decoding_required = True

@@ -7,6 +7,8 @@ import pytest
 from servematrix.kits import (
     BasicDecodeCorrectnessMixin,
     BasicSchedulerStressMixin,
+    CudaGraphMixin,
+    DecodeConsistencyMixin,
     FwdOccupancyMixin,
 )
 
@@ -15,6 +17,8 @@ from servematrix.kits import (
 class TestCudaGraph(
     # pytest runs the tests of the last base first
     FwdOccupancyMixin,
+    CudaGraphMixin,
+    DecodeConsistencyMixin,
     BasicSchedulerStressMixin,
     BasicDecodeCorrectnessMixin,
 ):

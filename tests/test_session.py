@@ -116,6 +116,23 @@ def test_outcomes_become_a_status_and_records(
     assert recorded("end")[0]["exit_code"] == status
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "status", "meaning"),
+    [
+        (["pass"], 0, "all verdicts pass"),
+        (["pass", "not_applicable"], 1, "--strict: 1 not applicable, which is no pass"),
+        (["fail", "not_applicable"], 1, "a verdict failed"),
+    ],
+)
+def test_strict_makes_what_does_not_apply_fail(
+    run, outcomes: list[str], status: int, meaning: str
+) -> None:
+    tests = (f"self.end({outcome!r})" for outcome in outcomes)
+    result = run(*tests, options=("--config", "mine", "--strict"))
+    assert result.ret == status, result.stdout
+    assert f"servematrix: exit {status} ({meaning}" in last_line(result)
+
+
 def test_first_and_last_the_engine_is_named_and_labelled(run) -> None:
     result = run("self.end('pass')")
     first = next(line for line in result.outlines if line.startswith("servematrix:"))

@@ -77,15 +77,34 @@ class Client:
 
     def generate(
         self,
-        text: str,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int,
+        ignore_eos: bool = False,
+        logprobs: bool = False,
+        timeout: float | None = None,
+    ) -> Json:
+        """Continue one prompt, text or token ids, greedily through `/generate`.
+
+        With `logprobs`, `meta_info.output_token_logprobs` has an entry [log-probability (nats),
+        token id, text or null] for each new token.
+        """
+        body = {**_prompt(prompt), **_greedy(max_new_tokens, ignore_eos)}
+        if logprobs:
+            body["return_logprob"] = True
+        return self._object("POST", "/generate", body, timeout)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
         *,
         max_new_tokens: int,
         ignore_eos: bool = False,
         timeout: float | None = None,
-    ) -> Json:
-        """Continue one prompt greedily through `/generate`."""
-        body = _greedy(text, max_new_tokens, ignore_eos)
-        return self._object("POST", "/generate", body, timeout)
+    ) -> list[Json]:
+        """Continue several prompts in one `/generate` request, answers in their order."""
+        body = {**_prompts(prompts), **_greedy(max_new_tokens, ignore_eos)}
+        return self._answers(body, len(prompts), timeout)
 
     def generate_stream(
         self,
@@ -100,32 +119,30 @@ class Client:
         An event ends with its blank line; bytes after the last blank line come as a last event
         without one. Nothing is parsed. `timeout` bounds the whole stream.
         """
-        body = {**_greedy(text, max_new_tokens, ignore_eos), "stream": True}
+        body = {**_prompt(text), **_greedy(max_new_tokens, ignore_eos), "stream": True}
         return self._transport.events("/generate", body, self._ends(timeout))
 
     def score(
         self,
-        texts: Sequence[str],
+        prompts: Sequence[str] | Sequence[Sequence[int]],
         starts: Sequence[int] | None = None,
         *,
+        top: int = 0,
         timeout: float | None = None,
     ) -> list[Json]:
         """Process prompts in one `/generate` request without generating, answers in their order.
 
-        With `starts`, a token index for each text, `meta_info.input_token_logprobs` holds the
-        log-probabilities from there on; its first entry is null.
+        Prompts are texts or token ids. With `starts`, a token index for each prompt,
+        `meta_info.input_token_logprobs` holds the log-probabilities from there on; its first entry
+        is null. With `top` beside it, `meta_info.input_top_logprobs` has the `top` likeliest
+        tokens of each place.
         """
-        path = "/generate"
-        body: Json = _greedy(list(texts), 0)
+        body = {**_prompts(prompts), **_greedy(0)}
         if starts is not None:
             body |= {"return_logprob": True, "logprob_start_len": list(starts)}
-        answers = self._json("POST", path, body, timeout)
-        at = self._transport.at(path)
-        if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
-            raise MalformedAnswer(f"{at} gave no list of answers to a list of prompts")
-        if len(answers) != len(texts):
-            raise MalformedAnswer(f"{at} gave {len(answers)} answers to {len(texts)} prompts")
-        return answers
+            if top:
+                body["top_logprobs_num"] = top
+        return self._answers(body, len(prompts), timeout)
 
     def chat(self, body: Mapping[str, Any], *, timeout: float | None = None) -> Json:
         """Answer an OpenAI chat completion."""
@@ -154,6 +171,16 @@ class Client:
     def excerpt(self, body: object) -> str:
         """Show an answer for a message: cut, and without the API key."""
         return self._transport.excerpt(body)
+
+    def _answers(self, body: Json, count: int, timeout: float | None) -> list[Json]:
+        path = "/generate"
+        answers = self._json("POST", path, body, timeout)
+        at = self._transport.at(path)
+        if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
+            raise MalformedAnswer(f"{at} gave no list of answers to a list of prompts")
+        if len(answers) != count:
+            raise MalformedAnswer(f"{at} gave {len(answers)} answers to {count} prompts")
+        return answers
 
     def _object(
         self,
@@ -191,8 +218,17 @@ class Client:
         return time.monotonic() + (self._timeout if timeout is None else timeout)
 
 
-def _greedy(text: str | list[str], max_new_tokens: int, ignore_eos: bool = False) -> Json:
+def _prompt(prompt: str | Sequence[int]) -> Json:
+    return {"text": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
+
+
+def _prompts(prompts: Sequence[str] | Sequence[Sequence[int]]) -> Json:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    return {"text": texts} if texts else {"input_ids": [list(prompt) for prompt in prompts]}
+
+
+def _greedy(max_new_tokens: int, ignore_eos: bool = False) -> Json:
     sampling: Json = {"temperature": 0.0, "max_new_tokens": max_new_tokens}
     if ignore_eos:
         sampling["ignore_eos"] = True
-    return {"text": text, "sampling_params": sampling}
+    return {"sampling_params": sampling}

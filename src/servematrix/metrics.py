@@ -18,7 +18,10 @@ _THROUGHPUT = "sglang:gen_throughput"
 _ACCEPT = "sglang:spec_accept_length"
 _FORWARD = "sglang:forward_execution_seconds_total"
 _GRAPHS = "sglang:cuda_graph_passes_total"
+_GRAPH_GAUGE = "sglang:is_cuda_graph"
 _REQUESTS = "sglang:num_requests_total"
+_OLD_FORWARD = "sglang:gpu_execution_seconds_total"
+"""The forward times' name up to 0.5.10, which has no occupancy gauge; 0.5.12 has the new name."""
 _WANTED = tuple(
     name + end
     for name in (
@@ -29,7 +32,9 @@ _WANTED = tuple(
         _ACCEPT,
         _FORWARD,
         _GRAPHS,
+        _GRAPH_GAUGE,
         _REQUESTS,
+        _OLD_FORWARD,
     )
     for end in ("{", " ")
 )
@@ -79,6 +84,20 @@ class Metrics:
 
     ranks: Mapping[str, RankMetrics]
     num_requests_total: float | None
+    older_names: frozenset[str] = frozenset()
+    """Metrics found that a newer one has replaced; their values are not used."""
+
+    @property
+    def cuda_graph_passes(self) -> Mapping[str, float] | None:
+        """Forward passes by mode, such as `decode_cuda_graph` and `decode_none`, over all ranks.
+
+        None where no rank has the counter; a mode that no pass had yet is missing.
+        """
+        total: dict[str, float] = {}
+        for rank in self.ranks.values():
+            for mode, passes in rank.cuda_graph_passes.items():
+                total[mode] = total.get(mode, 0.0) + passes
+        return total or None
 
     @property
     def occupancy_exposed(self) -> bool:
@@ -93,7 +112,11 @@ def read(text: str) -> Metrics:
     """
     ranks: dict[tuple[str, str, str], RankMetrics] = {}
     requests: float | None = None
+    older: set[str] = set()
     for name, labels, value in _samples(text):
+        if name in (_GRAPH_GAUGE, _OLD_FORWARD):
+            older.add(name)
+            continue
         if name == _REQUESTS:
             requests = (requests or 0.0) + value
             continue
@@ -115,6 +138,7 @@ def read(text: str) -> Metrics:
             for (dp, pp, tp), rank in ranks.items()
         },
         num_requests_total=requests,
+        older_names=frozenset(older),
     )
 
 

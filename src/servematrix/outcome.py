@@ -22,9 +22,11 @@ class Outcome:
     The last line says what the plan's servers said of themselves.
     """
 
-    def __init__(self, records: Run, plan: Plan) -> None:
+    def __init__(self, records: Run, plan: Plan, *, strict: bool) -> None:
+        """`strict`: a verdict that is not applicable fails the run."""
         self._records = records
         self._plan = plan
+        self._strict = strict
         self._answered: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._troubles: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -54,6 +56,8 @@ class Outcome:
         status = Exit(int(exitstatus))
         if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
             status = Exit.SERVER
+        elif status is Exit.PASSED and self._strict and self._counts["not_applicable"]:
+            status = Exit.FAILED
         elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._counts["pass"]):
             status = Exit.INCONCLUSIVE
         try:
@@ -79,7 +83,7 @@ class Outcome:
             return
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
         line = (
-            f"servematrix: exit {int(self._exit)} ({self._exit.meaning}): "
+            f"servematrix: exit {int(self._exit)} ({self._meaning()}): "
             f"{counts or 'no verdicts'}; "
             f"{self._plan.subject(self._answered, simulated=self._simulated)}; "
             f"{self._plan.engine.reason}; "
@@ -90,3 +94,11 @@ class Outcome:
             print(line)
         else:
             reporter.write_line(line)
+
+    def _meaning(self) -> str:
+        """The status in words; a run that only --strict failed says so."""
+        assert self._exit is not None, "the session has ended"
+        others = sum(self._counts[verdict] for verdict in ("fail", "error"))
+        if self._exit is Exit.FAILED and self._strict and not others:
+            return f"--strict: {self._counts['not_applicable']} not applicable, which is no pass"
+        return self._exit.meaning

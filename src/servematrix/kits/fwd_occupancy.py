@@ -33,6 +33,7 @@ _ROWS = (
     ("windows_implied", "windows"),
     ("tokens", "tokens"),
     ("decode_tokens_per_s", "tokens/s"),
+    ("stream_tokens_per_s", "tokens/s"),
     ("itl_p50_ms", "ms"),
     ("itl_p99_ms", "ms"),
     ("ttft_s", "s"),
@@ -86,7 +87,7 @@ class FwdOccupancyMixin(Kit):
     def test_fwd_occupancy(self) -> Verdict:
         """Guards against host overhead that starves the GPU, and drafts that are never accepted."""
         client = self.client
-        if not _metrics_served(client):
+        if not scrapes.served(client):
             return occupancy.unmeasurable(metrics_served=False)
         server = _ask_server(client)
         warmup = client.generate(
@@ -155,6 +156,7 @@ class FwdOccupancyMixin(Kit):
         busy = occupancy.judge(watched.scrapes, request, limits, failed_scrapes=watched.failed)
         timing: dict[str, Number] = {
             "decode_tokens_per_s": ended.decode_tokens_per_s,
+            "stream_tokens_per_s": latency.decode_tokens_per_s,
             "itl_p50_ms": latency.itl_p50_ms,
             "itl_p99_ms": latency.itl_p99_ms,
             "ttft_s": latency.ttft_s,
@@ -199,16 +201,6 @@ class FwdOccupancyMixin(Kit):
                 ],
             },
         )
-
-
-def _metrics_served(client: Client) -> bool:
-    try:
-        client.metrics_text(timeout=scrapes.TIMEOUT)
-    except BadStatus as error:
-        if error.status in (401, 403):
-            raise
-        return False
-    return True
 
 
 def _ask_server(client: Client) -> _Server:

@@ -9,6 +9,7 @@ megabytes for 6,000 tokens. Times between tokens come from a short stream afterw
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -47,11 +48,12 @@ class Ended:
 class Latency:
     """Times of a streamed request by our clock; None where too few events came to tell.
 
-    Seconds to the first event, milliseconds between tokens; tokens that arrive in one event share
-    the time since the one before.
+    Seconds to the first event, milliseconds between tokens, tokens a second from the first event to
+    the last; tokens that arrive in one event share the time since the one before.
     """
 
     ttft_s: float | None = None
+    decode_tokens_per_s: float | None = None
     itl_p50_ms: float | None = None
     itl_p99_ms: float | None = None
 
@@ -127,6 +129,7 @@ def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) ->
         return Latency(ttft_s=arrivals[0][0] - sent if arrivals else None)
     return Latency(
         ttft_s=arrivals[0][0] - sent,
+        decode_tokens_per_s=len(gaps) / seconds if (seconds := math.fsum(gaps)) > 0 else None,
         itl_p50_ms=1000.0 * gaps[len(gaps) // 2],
         itl_p99_ms=1000.0 * gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)],
     )

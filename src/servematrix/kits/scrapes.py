@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from servematrix import metrics
-from servematrix.client import Client, ClientError, MalformedAnswer, TimedOut
+from servematrix.client import BadStatus, Client, ClientError, MalformedAnswer, TimedOut
 from servematrix.gates.windows import RankReading, Scrape
 from servematrix.kits.long_request import LongRequest
 
@@ -46,12 +46,32 @@ class Watched:
     served: float | None
 
 
+def served(client: Client) -> bool:
+    """Whether there is a `/metrics` at all; a key that is refused raises, as any `ClientError`."""
+    try:
+        client.metrics_text(timeout=TIMEOUT)
+    except BadStatus as error:
+        if error.status in (401, 403):
+            raise
+        return False
+    return True
+
+
+def read(client: Client) -> metrics.Metrics:
+    """Scrape once. Raises `ClientError`, `MalformedAnswer` where a line cannot be read."""
+    text = client.metrics_text(timeout=TIMEOUT)
+    try:
+        return metrics.read(text)
+    except metrics.MalformedMetrics as error:
+        raise MalformedAnswer(str(error)) from error
+
+
 def before(client: Client, interval: float) -> Before:
     """Scrape each `interval` seconds until nothing runs, for ten seconds at most."""
     ends = time.monotonic() + TIMEOUT
     pause = threading.Event()
     while True:
-        found = _read(client)
+        found = read(client)
         scrape = _scrape(found, t=-interval, duration=0.0, running=False)
         if scrape.requests() == 0 or not found.occupancy_exposed or time.monotonic() > ends:
             return Before(scrape, found.occupancy_exposed, found.num_requests_total)
@@ -77,7 +97,7 @@ def watch(
         last = request.ended.is_set()
         start = time.monotonic()
         try:
-            found = _read(client)
+            found = read(client)
         except ClientError as error:
             failed += 1
             if time.monotonic() - answered > SILENCE:
@@ -104,14 +124,6 @@ def _batches_per_second(scrape: Scrape) -> float:
         (rank.gen_throughput / max(1.0, rank.spec_accept_length) for rank in scrape.ranks.values()),
         default=0.0,
     )
-
-
-def _read(client: Client) -> metrics.Metrics:
-    text = client.metrics_text(timeout=TIMEOUT)
-    try:
-        return metrics.read(text)
-    except metrics.MalformedMetrics as error:
-        raise MalformedAnswer(str(error)) from error
 
 
 def _scrape(found: metrics.Metrics, *, t: float, duration: float, running: bool) -> Scrape:

@@ -1,0 +1,124 @@
+"""Do CUDA graphs really run, by the server's own count of forward passes.
+
+Occupancy hardly sees a lost CUDA graph: measured on an H100, throughput falls to an eighth where
+occupancy falls by eight points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from servematrix.gates import cuda_graph
+from servematrix.gates.cuda_graph import Expected, Passes
+from servematrix.gates.verdict import Verdict
+from servematrix.kits import scrapes
+from servematrix.kits.base import Kit, concludes
+from servematrix.kits.long_request import latency
+
+_KIT = "cuda_graph"
+_OFF_BATCH = 4
+_RULE = "the server counts forward passes by CUDA graph (sglang:cuda_graph_passes_total)"
+
+
+class CudaGraphMixin(Kit):
+    """Decode passes with and without a CUDA graph at a batch of 1, the largest captured, and above.
+
+    `cuda_graph_expected` is `on` or `off` where the configuration wants one of them, None where the
+    server's own account is to be believed. Lengths in tokens, the timeout in seconds.
+    """
+
+    kit: ClassVar[str] = _KIT
+    cuda_graph_expected: Expected | None = None
+    cuda_graph_tokens: int = 96
+    cuda_graph_timeout: float = 120.0
+
+    @concludes(_KIT)
+    def test_cuda_graph_passes(self) -> Verdict:
+        """Guards against CUDA graphs that are captured and not replayed, or silently off."""
+        info = self.client.server_info()
+        if info.get("device") == "cpu":
+            return Verdict("not_applicable", _RULE, "the server runs on a CPU: no CUDA graphs")
+        if not scrapes.served(self.client):
+            reason = "no /metrics: start the server with --enable-metrics"
+            return Verdict("not_applicable", _RULE, reason)
+        first = self.__passes(1)
+        if first is None:
+            return Verdict("not_applicable", _RULE, self.__no_counter())
+        enabled, max_bs = _configured(info)
+        more = [self.__passes(batch) for batch in _batches(info, enabled, max_bs)]
+        passes = [first, *(one for one in more if one is not None)]
+        alone = latency(
+            self.client, _prompt(0), self.cuda_graph_tokens, self.cuda_graph_timeout
+        ).decode_tokens_per_s
+        self.measure("decode_tokens_per_s", alone, "tokens/s")
+        for one in passes:
+            self.measure(f"graph_share_at_{one.batch}", one.share, "share of decode passes")
+        verdict = cuda_graph.judge(
+            passes, enabled=enabled, max_bs=max_bs, expected=self.cuda_graph_expected
+        )
+        return replace(verdict, numbers={**verdict.numbers, "decode_tokens_per_s": alone})
+
+    def __passes(self, batch: int) -> Passes | None:
+        """Count the decode passes of `batch` equal requests sent as one; None without a counter."""
+        before = scrapes.read(self.client).cuda_graph_passes or {}
+        self.client.generate_batch(
+            [_prompt(number) for number in range(batch)],
+            max_new_tokens=self.cuda_graph_tokens,
+            ignore_eos=True,
+            timeout=self.cuda_graph_timeout,
+        )
+        after = scrapes.read(self.client).cuda_graph_passes
+        if after is None:
+            return None
+        graph, eager = (
+            round(after.get(mode, 0.0) - before.get(mode, 0.0))
+            for mode in ("decode_cuda_graph", "decode_none")
+        )
+        return Passes(batch, graph, eager)
+
+    def __no_counter(self) -> str:
+        older = sorted(scrapes.read(self.client).older_names)
+        if older:
+            return (
+                f"/metrics has {', '.join(older)} and no counter: a gauge shows the last pass only;"
+                " take a newer SGLang (0.5.8 has the counter)"
+            )
+        return "/metrics has no such counter: is this SGLang 0.5.8 or newer, with --enable-metrics?"
+
+
+def _configured(info: Mapping[str, Any]) -> tuple[bool, int | None]:
+    """Whether decode graphs are on, and the largest captured batch; None where it is not told."""
+    config = info.get("cuda_graph_config")
+    decode = config.get("decode") if isinstance(config, dict) else None
+    decode = decode if isinstance(decode, dict) else {}
+    off = (
+        info.get("disable_cuda_graph")
+        or info.get("disable_decode_cuda_graph")
+        or decode.get("backend") == "disabled"
+    )
+    # 0.5.14 renamed the argument; what was resolved stands in the table
+    names = ("cuda_graph_max_bs_decode", "cuda_graph_max_bs")
+    told = [decode.get("max_bs"), *(info.get(name) for name in names)]
+    return not off, next((value for value in told if isinstance(value, int)), None)
+
+
+def _batches(info: Mapping[str, Any], enabled: bool, max_bs: int | None) -> list[int]:
+    """Batches to measure beside a batch of one, as far as the server runs so many at once.
+
+    Over several data-parallel ranks nobody knows which rank gets how many.
+    """
+    if info.get("dp_size", 1) != 1:
+        return []
+    if not enabled:
+        return [_OFF_BATCH]
+    if max_bs is None:
+        return []
+    states = info.get("internal_states") or [{}]
+    most = states[0].get("effective_max_running_requests_per_dp") or max_bs + 1
+    return [batch for batch in sorted({max_bs, max_bs + 1} - {1}) if batch <= most]
+
+
+def _prompt(number: int) -> str:
+    return f"Story {number}: once upon a time"

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+
+from numeric_client import NumericClient
+from servematrix.kits import CudaGraphMixin
+from servematrix.kits.base import MeasurementError, NotApplicable, VerdictFailed
+
+TEST = "test_cuda_graph_passes"
+
+
+@pytest.fixture
+def server():
+    return NumericClient()
+
+
+@pytest.fixture
+def run(run_kit, server):
+    return lambda **more: run_kit(CudaGraphMixin, TEST, _kit_client=server, **more)
+
+
+def test_graphs_where_they_must_be_and_not_above_pass(run, server):
+    ran = run()
+    assert ran.raised is None
+    numbers = ran.verdict.numbers
+    assert (numbers["graph_passes_at_1"], numbers["eager_passes_at_1"]) == (96, 0)
+    assert (numbers["graph_passes_at_4"], numbers["eager_passes_at_5"]) == (96, 96)
+    assert numbers["decode_tokens_per_s"] == pytest.approx(100)
+    assert ("cuda_graph", "graph_share_at_5", 0.0, "share of decode passes") in (
+        ran.reporter.measurements
+    )
+
+
+@pytest.mark.parametrize(
+    ("graph", "told"),
+    [
+        (lambda batch: False, "only 0 of 96 decode passes at a batch of 1"),
+        (lambda batch: batch < 4, "only 0 of 96 decode passes at a batch of 4"),
+        (lambda batch: True, "96 of 96 decode passes at a batch of 5 used a CUDA graph"),
+    ],
+)
+def test_graphs_that_are_not_where_they_should_be_fail(run, server, graph, told):
+    server.graph = graph
+    ran = run()
+    assert isinstance(ran.raised, VerdictFailed)
+    assert told in ran.verdict.reason
+
+
+def test_graphs_off_must_not_run(run, server):
+    server.info["disable_cuda_graph"] = True
+    assert isinstance(run().raised, VerdictFailed)
+    server.graph = lambda batch: False
+    ran = run()
+    assert ran.raised is None
+    assert "graphs off" in ran.verdict.reason
+
+
+@pytest.mark.parametrize(("expected", "off"), [("on", True), ("off", False)])
+def test_what_the_configuration_wants_decides(run, server, expected, off):
+    server.info["disable_decode_cuda_graph"] = off
+    server.graph = lambda batch: not off and batch <= 4
+    assert run().raised is None
+    ran = run(cuda_graph_expected=expected)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert f"wants them {expected}" in ran.verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("info", "batches"),
+    [
+        ({"internal_states": [{"effective_max_running_requests_per_dp": 4}]}, {1, 4}),
+        ({"dp_size": 2}, {1}),
+        ({"cuda_graph_config": None, "cuda_graph_max_bs": 2}, {1, 2, 3}),
+        ({"cuda_graph_config": None}, {1}),
+        ({"cuda_graph_config": {"decode": {"backend": "full", "max_bs": 1}}}, {1, 2}),
+    ],
+)
+def test_batches_follow_what_the_server_tells(run, server, info, batches):
+    server.info |= info
+    largest = max(batches - {max(batches)}, default=1) if len(batches) > 2 else max(batches)
+    server.graph = lambda batch: (
+        batch <= largest if "max_bs" not in str(info) else batch < max(batches)
+    )
+    ran = run()
+    found = {int(key.rsplit("_", 1)[1]) for key in ran.verdict.numbers if "_passes_at_" in key}
+    assert found == batches
+    assert ran.raised is None
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"status": {"metrics_text": 404}}, "--enable-metrics"),
+        ({"older_gauge": True}, "sglang:is_cuda_graph"),
+        ({"metrics_text": lambda **_: "sglang:num_running_reqs{} 0.0\n"}, "no such counter"),
+        ({"info": {"device": "cpu"}}, "on a CPU"),
+    ],
+)
+def test_a_server_that_does_not_count_is_not_applicable(run, server, knobs, told):
+    for name, value in knobs.items():
+        setattr(server, name, value)
+    ran = run()
+    assert isinstance(ran.raised, NotApplicable)
+    assert told in ran.verdict.reason
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_an_error(run, server, status):
+    server.status = {"metrics_text": status}
+    assert isinstance(run().raised, MeasurementError)
+
+
+def test_too_few_passes_are_an_error(run):
+    ran = run(cuda_graph_tokens=8)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "does something else reset the counter" in ran.verdict.reason
