@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from benchmarks import accuracy_gates
 from rich.console import Console
 from rich.table import Table
 
@@ -207,12 +208,19 @@ def collection() -> Iterator[Figure]:
         yield Figure("1,000 cells collected by pytest", seconds, "s", aim=2)
 
 
+def gates() -> Iterator[Figure]:
+    """False alarms and power of the gates, on recordings and on simulated outcomes."""
+    for row in accuracy_gates.figures():
+        yield Figure(*row)
+
+
 SECTIONS = {
     "start": start,
     "stage_a": stage_a,
     "hellaswag": hellaswag,
     "scrape": scrape,
     "collection": collection,
+    "gates": gates,
 }
 
 

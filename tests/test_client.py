@@ -286,12 +286,25 @@ def test_tokenize_counts(wire):
         (lambda c: c.generate("x", max_new_tokens=1), b"POST /v/generate "),
         (lambda c: c.metrics_text(), b"GET /v/metrics "),
         (lambda c: c.flush_cache(), b"POST /v/flush_cache "),
+        (lambda c: c.abort("r"), b"POST /v/abort_request "),
     ],
 )
 def test_every_call_asks_its_path_below_the_address(wire, call, line):
     server = wire(answering(b"{}"))
     call(Client(server.url + "/v/"))
     assert server.requests[0].startswith(line)
+
+
+def test_a_request_is_aborted_by_its_name(wire):
+    server = wire(answering(b"{}"))
+    client = Client(server.url)
+    client.generate("a", max_new_tokens=1, rid="mine")
+    client.abort("mine")
+    client.generate("a", max_new_tokens=1)
+    named, aborted, nameless = server.requests
+    assert b'"rid": "mine"' in named
+    assert aborted.endswith(b'{"rid": "mine"}')
+    assert b"rid" not in nameless
 
 
 # -- connections --------------------------------------------------------------------------------

@@ -82,16 +82,19 @@ class Client:
         max_new_tokens: int,
         ignore_eos: bool = False,
         logprobs: bool = False,
+        rid: str | None = None,
         timeout: float | None = None,
     ) -> Json:
         """Continue one prompt, text or token ids, greedily through `/generate`.
 
-        With `logprobs`, `meta_info.output_token_logprobs` has an entry [log-probability (nats),
-        token id, text or null] for each new token.
+        `rid` names the request for `abort`. With `logprobs`, `meta_info.output_token_logprobs` has
+        an entry [log-probability (nats), token id, text or null] for each new token.
         """
         body = {**_prompt(prompt), **_greedy(max_new_tokens, ignore_eos)}
         if logprobs:
             body["return_logprob"] = True
+        if rid is not None:
+            body["rid"] = rid
         return self._object("POST", "/generate", body, timeout)
 
     def generate_batch(
@@ -163,6 +166,13 @@ class Client:
     def metrics_text(self, *, timeout: float | None = None) -> str:
         """Return the Prometheus exposition as text."""
         return self._call("GET", "/metrics", timeout=timeout).decode("utf-8", "replace")
+
+    def abort(self, rid: str, *, timeout: float | None = None) -> None:
+        """End the requests whose `rid` begins so; they answer with what they have decoded.
+
+        A server that guards this with an admin key of its own answers 401 or 403.
+        """
+        self._call("POST", "/abort_request", {"rid": rid}, timeout)
 
     def flush_cache(self) -> None:
         """Empty the prefix cache; a server that has requests running answers another status."""

@@ -67,12 +67,17 @@ class _ModelPatch(_Table):
 
 
 class OccupancyGate(_Table):
-    """Limits of `FwdOccupancyMixin`; occupancies in percent, accept length in tokens a pass."""
+    """Limits of `FwdOccupancyMixin`.
+
+    Occupancies in percent, accept length in tokens a pass, start-up in seconds, blocks in windows.
+    """
 
     threshold: float | None = Field(default=None, ge=0, le=100)
     min_samples: int | None = Field(default=None, ge=1)
     acc_length_threshold: float | None = Field(default=None, ge=1)
     counter_tolerance: float | None = Field(default=None, gt=0, le=100)
+    startup_seconds: float | None = Field(default=None, ge=0)
+    block_windows: int | None = Field(default=None, ge=1)
 
 
 class HellaswagGate(_Table):
@@ -97,6 +102,7 @@ class OccupancyKit(_Table):
     stream_max_new_tokens: int | None = Field(default=None, ge=2)
     prompt: str | None = Field(default=None, min_length=1)
     rank_reduction: Literal["min", "max"] | None = None
+    stop_early: bool | None = None
 
 
 class HellaswagKit(_Table):

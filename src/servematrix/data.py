@@ -14,7 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -48,6 +48,16 @@ class Item:
     endings: tuple[str, str, str, str]
     label: int
 
+    @property
+    def line(self) -> str:
+        """The item as canonical JSON: sorted keys, no blanks."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+    @property
+    def checksum(self) -> str:
+        """The first 16 digits of the SHA-256 of the item's line, UTF-8."""
+        return hashlib.sha256(self.line.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class ItemSet:
@@ -58,18 +68,10 @@ class ItemSet:
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 over the items, one canonical JSON line each: sorted keys, no blanks, UTF-8."""
+        """SHA-256 over the items, one line of canonical JSON each, UTF-8."""
         digest = hashlib.sha256()
         for item in self.items:
-            line = {
-                "activity_label": item.activity_label,
-                "ctx": item.ctx,
-                "endings": item.endings,
-                "ind": item.ind,
-                "label": item.label,
-            }
-            text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
-            digest.update(text.encode() + b"\n")
+            digest.update(item.line.encode() + b"\n")
         return digest.hexdigest()
 
     def split(self, questions: int, shots: int) -> tuple[ItemSet, ItemSet]:

@@ -44,6 +44,7 @@ class Reporter:
             rule=verdict.rule,
             numbers=dict(verdict.numbers),
             alpha=verdict.alpha,
+            power=verdict.power,
             reason=verdict.reason,
         )
         self.concluded = verdict

@@ -3,25 +3,35 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servematrix.gates import accept_length, occupancy, trace, windows
+from servematrix.gates import accept_length, occupancy, sequential, trace, windows
 from servematrix.gates.occupancy import Limits, Request
+from servematrix.gates.verdict import Verdict
 from servematrix.gates.windows import RankReading, Scrape
 
-TRACES = Path(__file__).parents[2] / ".." / "shared" / "recordings" / "traces"
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "recordings" / "traces"
+PACKAGED = Path(__file__).parents[1] / "data" / "traces"
 DONE = Request(400, 400, "length", 400)
-LIMITS = Limits(threshold=97.0, min_samples=5, decode_log_interval=40)
+RECORDED = Limits(threshold=97.0, min_samples=5, decode_log_interval=40)
+# made-up windows are few and come quickly: each is a block, and there is no start-up
+LIMITS = Limits(97.0, 5, 40, startup_seconds=0.0, block_windows=1)
+SMOLLM2 = Limits(94.0, 5, 40)
+LLAMA8B = Limits(97.0, 5, 40, startup_seconds=1.0, block_windows=2)
 
 
 def recorded(name: str) -> list[tuple[list[Scrape], Request, dict]]:
-    path = TRACES / f"{name}.trace.json.gz"
+    """The requests of a trace that is packaged with the tests, or is among the shared ones."""
+    path = PACKAGED / f"{name}.json.gz"
     if not path.exists():
-        pytest.skip("the recorded traces are not here")
+        path = SHARED / f"{name}.trace.json.gz"
+    if not path.exists():
+        pytest.skip("the shared traces are not here")
     found = []
     for one in json.loads(gzip.decompress(path.read_bytes()))["traces"]:
         meta = one["meta_info"]
@@ -51,6 +61,12 @@ def run_of(values: list[float], before: float = 50.0) -> list[Scrape]:
     ("name", "outcome", "lowest", "highest"),
     [
         ("base", "pass", 98.2, 98.4),
+        ("smollm2", "pass", 98.2, 98.4),
+        ("smollm2-slow-start", "pass", 98.1, 98.3),
+        ("smollm2-no-overlap", "fail", 73.0, 75.0),
+        ("smollm2-no-cuda-graph", "fail", 88.0, 89.0),
+        ("llama8b", "pass", 99.2, 99.4),
+        ("llama8b-no-overlap", "fail", 88.0, 89.0),
         ("l8b", "pass", 99.31, 99.33),
         ("standalone", "pass", 98.6, 98.8),
         ("nooverlap", "fail", 75.0, 77.2),
@@ -60,7 +76,7 @@ def run_of(values: list[float], before: float = 50.0) -> list[Scrape]:
 )
 def test_recorded_servers_get_the_verdict_they_deserve(name, outcome, lowest, highest):
     for scrapes, request, _ in recorded(name):
-        verdict = occupancy.judge(scrapes, request, LIMITS)
+        verdict = occupancy.judge(scrapes, request, RECORDED)
         assert verdict.outcome == outcome, verdict.reason
         assert lowest <= verdict.numbers["median"] <= highest
         # every window of the request is found, but for one at either end
@@ -69,7 +85,7 @@ def test_recorded_servers_get_the_verdict_they_deserve(name, outcome, lowest, hi
 
 def test_recorded_scrapes_after_the_request_are_stale():
     for scrapes, request, _ in recorded("base"):
-        verdict = occupancy.judge(scrapes, request, LIMITS)
+        verdict = occupancy.judge(scrapes, request, RECORDED)
         assert verdict.numbers["stale_scrapes"] >= 39
 
 
@@ -95,6 +111,82 @@ def test_a_recorded_server_whose_gauge_stalls_is_an_error(name):
         verdict = occupancy.judge(trace.scrapes(rows), request, LIMITS)
         assert verdict.outcome == "error"
         assert "stalled" in verdict.reason
+
+
+def stopped_early(
+    scrapes: list[Scrape], request: Request, limits: Limits
+) -> tuple[float, Verdict] | None:
+    """Replay a request from its start until it is clear: seconds, and the verdict if it is cut."""
+    for end in range(2, len(scrapes) + 1):
+        seen = scrapes[:end]
+        if seen[-1].request_running and occupancy.clear(seen, limits):
+            decoded = int(request.completion_tokens * seen[-1].t / scrapes[-1].t)
+            cut = replace(
+                request,
+                stopped=True,
+                finish_reason="abort",
+                completion_tokens=decoded,
+                forward_passes=decoded,
+            )
+            return seen[-1].t + seen[-1].duration, occupancy.judge(seen, cut, limits)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "outcome", "seconds"),
+    [
+        ("l8b", LLAMA8B, "pass", 4.0),
+        ("llama8b", LLAMA8B, "pass", 4.0),
+        ("llama8b-again", LLAMA8B, "pass", 4.0),
+        ("llama8b-no-overlap", LLAMA8B, "fail", 4.0),
+        ("base", SMOLLM2, "pass", 5.0),
+        ("smollm2", SMOLLM2, "pass", 5.0),
+        ("smollm2-fp8-kv-cache", SMOLLM2, "pass", 5.0),
+        ("smollm2-slow-start", SMOLLM2, "pass", 7.0),
+        ("nooverlap", SMOLLM2, "fail", 9.0),
+        ("smollm2-no-overlap", SMOLLM2, "fail", 9.0),
+        ("nograph", SMOLLM2, "fail", 22.0),
+        ("smollm2-no-cuda-graph", SMOLLM2, "fail", 22.0),
+    ],
+)
+def test_recorded_servers_are_clear_long_before_the_end(name, limits, outcome, seconds):
+    for scrapes, request, _ in recorded(name):
+        found = stopped_early(scrapes, request, limits)
+        assert found is not None
+        took, verdict = found
+        assert verdict.outcome == outcome, verdict.reason
+        assert took <= seconds
+        assert verdict.numbers["stopping_reason"] == "clear, cut by us"
+        assert verdict.numbers["decided_s"] <= took
+        # what the whole request would have said
+        assert occupancy.judge(scrapes, request, limits).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        *((name, SMOLLM2) for name in ("base", "smollm2", "smollm2-slow-start")),
+        *((name, RECORDED) for name in ("base", "smollm2", "smollm2-slow-start")),
+        ("smollm2-fp8-kv-cache", SMOLLM2),
+        ("smollm2-standalone", SMOLLM2),
+        ("standalone", SMOLLM2),
+        *((name, RECORDED) for name in ("l8b", "llama8b", "llama8b-again")),
+        *((name, LLAMA8B) for name in ("l8b", "llama8b", "llama8b-again")),
+    ],
+)
+def test_recorded_healthy_servers_fail_at_no_window(name, limits):
+    for scrapes, _, _ in recorded(name):
+        found = windows.fresh_windows(scrapes)["dp0"]
+        for end in range(len(found.values) + 1):
+            decision = sequential.decide(found.values[:end], found.shown[:end], limits.rule)
+            assert decision.outcome != "fail"
+
+
+def test_speculation_rises_and_is_not_called_broken_for_it():
+    """97 % is crossed after 4 s; `configs/eagle3.toml` leaves out 3 s."""
+    limits = Limits(97.0, 5, 40, startup_seconds=3.0, block_windows=2)
+    for scrapes, request, _ in recorded("llama8b-random-eagle3"):
+        assert occupancy.judge(scrapes, request, limits).outcome == "pass"
 
 
 # -- fresh windows ------------------------------------------------------------------------------
@@ -179,7 +271,7 @@ BAD = [80.0 + i / 100 for i in range(10)]
     ("reduction", "outcome", "rank"), [("min", "fail", "dp0/tp1"), ("max", "pass", "dp0/tp0")]
 )
 def test_the_worst_rank_decides_unless_told_otherwise(reduction, outcome, rank):
-    limits = Limits(97.0, 5, 40, rank_reduction=reduction)
+    limits = replace(LIMITS, rank_reduction=reduction)
     verdict = occupancy.judge(two_ranks(GOOD, BAD), DONE, limits)
     assert (verdict.outcome, verdict.numbers["rank"]) == (outcome, rank)
 
@@ -211,10 +303,86 @@ def test_an_unknown_reduction_is_refused():
 # -- verdicts -----------------------------------------------------------------------------------
 
 
-def test_a_median_on_the_threshold_fails():
-    verdict = occupancy.judge(run_of([96, 97, 96.5, 97, 98, 97, 99]), DONE, LIMITS)
+def test_windows_on_the_threshold_fail():
+    verdict = occupancy.judge(run_of([96, 97, 96.5, 97, 98, 97, 97]), DONE, LIMITS)
     assert verdict.numbers["median"] == 97
     assert verdict.outcome == "fail"
+    assert "not above 97 %" in verdict.reason
+
+
+def test_a_verdict_states_its_rule_and_its_errors():
+    verdict = occupancy.judge(run_of(GOOD), DONE, LIMITS)
+    assert verdict.alpha == sequential.ALPHA < 0.001
+    assert verdict.power == sequential.power(10) > 0.98
+    assert verdict.numbers["blocks"] == verdict.numbers["good_blocks"] == 4
+    assert verdict.numbers["smallest_effect"] == "10% of the blocks are good instead of 90%"
+    assert verdict.numbers["stopping_reason"] == "the request ended"
+    assert "a lead of 4" in verdict.rule
+
+
+def test_more_ranks_that_may_fail_have_more_false_alarms():
+    assert occupancy.judge(two_ranks(GOOD, GOOD), DONE, LIMITS).alpha == 2 * sequential.ALPHA
+    best = replace(LIMITS, rank_reduction="max")
+    assert occupancy.judge(two_ranks(GOOD, GOOD), DONE, best).alpha == sequential.ALPHA
+
+
+def test_one_rank_that_is_not_clear_keeps_the_server_from_passing():
+    mixed = [99.0 + i / 100 if i % 2 else 80.0 + i / 100 for i in range(10)]
+    verdict = occupancy.judge(two_ranks(GOOD, mixed), DONE, LIMITS)
+    assert (verdict.outcome, verdict.numbers["rank"]) == ("inconclusive", "dp0/tp1")
+
+
+def test_windows_that_are_not_clear_at_the_end_ask_for_more():
+    verdict = occupancy.judge(run_of([98, 90, 98.1, 90.1, 98.2, 90.2, 98.3]), DONE, LIMITS)
+    assert verdict.outcome == "inconclusive"
+    assert "4 of 7 blocks above 97 % when the request ended" in verdict.reason
+    assert "raise fwd_occupancy_max_new_tokens" in verdict.reason
+    assert verdict.numbers["decided_s"] is None
+
+
+def test_a_request_that_is_all_start_up_does_not_fail():
+    verdict = occupancy.judge(run_of(BAD), DONE, replace(LIMITS, startup_seconds=5.0))
+    assert verdict.outcome == "inconclusive"
+    assert verdict.power == 0
+
+
+def test_a_start_up_that_never_ends_fails():
+    verdict = occupancy.judge(run_of([70 + i / 2 for i in range(20)]), DONE, LLAMA8B)
+    assert verdict.outcome == "fail"
+    assert "windows after the start-up" in verdict.reason
+
+
+def test_a_server_that_changes_while_it_is_measured_is_inconclusive():
+    verdict = occupancy.judge(run_of([98, 98.1, 98.2, 98.3, *BAD]), DONE, LIMITS)
+    assert verdict.outcome == "inconclusive"
+    assert "changed while it was measured" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("scrapes", "limits", "is_clear"),
+    [
+        ("good", LIMITS, True),
+        ("bad", LIMITS, True),
+        ("idle", LIMITS, False),
+        ("good", replace(LIMITS, min_samples=11), False),
+        ("apart", LIMITS, False),
+        ("restarted", LIMITS, False),
+        ("agreeing", LIMITS, True),
+        ("agreeing, briefly", LIMITS, False),
+        ("good", RECORDED, False),
+    ],
+)
+def test_what_is_clear_while_the_request_runs(scrapes, limits, is_clear):
+    made = {
+        "good": run_of(GOOD),
+        "bad": run_of(BAD),
+        "idle": run_of([])[:1],
+        "apart": with_counter(0.5, GOOD),
+        "restarted": with_counter(0.98, GOOD, drop_at=6),
+        "agreeing": with_counter(0.98, GOOD),
+        "agreeing, briefly": with_counter(0.98, GOOD, seconds=0.1),
+    }
+    assert occupancy.clear(made[scrapes], limits) is is_clear
 
 
 @pytest.mark.parametrize(
@@ -224,6 +392,8 @@ def test_a_median_on_the_threshold_fails():
         (Request(400, None, "length", None), "does not say"),
         (Request(400, 399, "length", 399), "399 of 400"),
         (Request(400, 400, "abort", 400), "'abort'"),
+        (Request(400, 300, "stop", 300, stopped=True), "300 of 400"),
+        (Request(400, None, "abort", None, stopped=True), "does not say"),
         (Request(400, 400, "length", 400, served=2), "finished 2 requests"),
         (Request(4000, 4000, "length", 4000), "stalled gauge"),
     ],
@@ -232,6 +402,21 @@ def test_a_request_that_proves_nothing_is_an_error(request_, told):
     verdict = occupancy.judge(run_of(GOOD), request_, LIMITS)
     assert verdict.outcome == "error"
     assert told in verdict.reason
+
+
+def test_a_request_that_we_cut_is_as_good_as_a_whole_one():
+    cut = Request(2000, 400, "abort", 400, stopped=True)
+    verdict = occupancy.judge(run_of(GOOD), cut, LIMITS)
+    assert verdict.outcome == "pass"
+    assert verdict.numbers["stopping_reason"] == "clear, cut by us"
+    # the power of the rule is that of all 50 windows that there might have been
+    assert verdict.power == sequential.power(50)
+
+
+def test_an_abort_that_came_too_late_changes_nothing():
+    late = Request(400, 400, "length", 400, stopped=True)
+    verdict = occupancy.judge(run_of(GOOD), late, LIMITS)
+    assert verdict.numbers["stopping_reason"] == "the request ended"
 
 
 def test_other_traffic_is_an_error():
@@ -262,11 +447,13 @@ def test_too_few_windows_are_an_error():
 # -- the counter --------------------------------------------------------------------------------
 
 
-def with_counter(share: float, values: list[float], *, drop_at: int | None = None) -> list[Scrape]:
+def with_counter(
+    share: float, values: list[float], *, drop_at: int | None = None, seconds: float = 1.0
+) -> list[Scrape]:
     scrapes = [scrape(-0.1, 50.0, running=0.0, forward_seconds=7.0)]
     for i, value in enumerate(values):
-        seconds = 7.0 + share * i if drop_at is None or i < drop_at else 0.0
-        scrapes.append(scrape(float(i), value, forward_seconds=seconds))
+        busy = 7.0 + share * seconds * i if drop_at is None or i < drop_at else 0.0
+        scrapes.append(scrape(seconds * i, value, forward_seconds=busy))
     return scrapes
 
 
@@ -299,7 +486,7 @@ def test_a_counter_that_disagrees_makes_pass_and_fail_inconclusive(values):
 
 
 def test_the_tolerance_is_a_limit_of_its_own():
-    limits = Limits(97.0, 5, 40, counter_tolerance=60.0)
+    limits = replace(LIMITS, counter_tolerance=60.0)
     assert occupancy.judge(with_counter(0.5, GOOD), DONE, limits).outcome == "pass"
 
 

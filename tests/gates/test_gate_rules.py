@@ -1,4 +1,4 @@
-"""Accuracy, accept length, streams, load, and how verdicts are joined."""
+"""Accept length, streams, load, and how verdicts are joined."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from servematrix.gates import accept_length, accuracy, load, stream
+from servematrix.gates import accept_length, load, stream
 from servematrix.gates.verdict import Verdict, worst
 
 ROOT = Path(__file__).parents[2]
@@ -22,33 +22,6 @@ def test_gates_import_nothing_of_ours_outside():
         for node in ast.walk(ast.parse(module.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("servematrix"):
                 assert node.module.startswith("servematrix.gates"), module
-
-
-# -- accuracy -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("correct", "outcome"), [(121, "pass"), (120, "fail"), (0, "fail")])
-def test_floor(correct, outcome):
-    verdict = accuracy.floor(correct, 200, threshold=0.6)
-    assert verdict.outcome == outcome
-    assert verdict.numbers["accuracy"] == correct / 200
-
-
-def test_floor_tells_its_standard_error():
-    assert accuracy.floor(120, 200, threshold=0.5).numbers["standard_error"] == pytest.approx(
-        0.0346, abs=1e-4
-    )
-
-
-@pytest.mark.parametrize(("single", "outcome"), [(120, "pass"), (100, "pass"), (99, "fail")])
-def test_agreement_allows_exactly_the_tolerance(single, outcome):
-    assert accuracy.agreement(120, single, 200).outcome == outcome
-    assert accuracy.agreement(single, 120, 200).outcome == outcome
-
-
-def test_no_items_are_an_error():
-    assert accuracy.floor(0, 0, threshold=0.6).outcome == "error"
-    assert accuracy.agreement(0, 0, 0).outcome == "error"
 
 
 # -- accept length ------------------------------------------------------------------------------
@@ -194,8 +167,11 @@ def test_the_worst_outcome_wins(outcomes, expected):
 
 
 def test_error_rates_add_up_where_all_are_known():
-    one, two = Verdict("pass", "", "", alpha=0.01), Verdict("pass", "", "", alpha=0.02)
+    one = Verdict("pass", "", "", alpha=0.01, power=0.9)
+    two = Verdict("pass", "", "", alpha=0.02, power=0.8)
     assert worst([one, two]).alpha == pytest.approx(0.03)
+    assert worst([one, two]).power == 0.8
     assert worst([one, Verdict("pass", "", "")]).alpha is None
+    assert worst([one, Verdict("pass", "", "")]).power is None
     with pytest.raises(ValueError, match="no verdict"):
         worst([])

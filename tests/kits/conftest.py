@@ -58,10 +58,13 @@ class Scripted:
         self.finish = "length"
         self.broken_stream: list[bytes] | None = None
         self.cut_to: int | None = None
+        self.abort_status = 200
         self.spec: dict[str, Any] = {}
         self.scrape_status = lambda number: 200
         self.asked: list[tuple[str, Any]] = []
         self._window = -1
+        self._rid: str | None = None
+        self._aborted = False
         self._served = 0
         self._started = 0.0
         self._scrapes = 0
@@ -108,17 +111,24 @@ class Scripted:
     def _long(self, body: dict[str, Any], limit: int) -> dict[str, Any]:
         """Decode window by window; each waits until it was scraped, so that none goes unseen."""
         self._started = time.monotonic()
+        self._rid, self._aborted = body.get("rid"), False
         interval = self.info["decode_log_interval"]
         tokens = min(limit, self.cut_to or limit)
+        finish = self.finish
         for window in range(1, tokens // interval + 1):
             self._window = window
             with self._scraped:
                 seen = self._scrapes
-                self._scraped.wait_for(lambda seen=seen: self._scrapes > seen + 1, timeout=2)
+                self._scraped.wait_for(
+                    lambda seen=seen: self._scrapes > seen + 1 or self._aborted, timeout=2
+                )
+            if self._aborted:
+                tokens, finish = window * interval, "abort"
+                break
         self._window = -1
         self._served += 1 + self.served_extra
         answer = self._generated(body["text"], "word " * tokens, tokens)
-        answer["meta_info"]["finish_reason"] = {"type": self.finish}
+        answer["meta_info"]["finish_reason"] = {"type": finish}
         answer["meta_info"].update(self.spec)
         return answer
 
@@ -153,6 +163,11 @@ class Scripted:
         }
         return {"text": text, "meta_info": meta}
 
+    def abort(self, rid: str) -> None:
+        with self._scraped:
+            self._aborted = rid == self._rid
+            self._scraped.notify_all()
+
     # -- the rest -------------------------------------------------------------------------------
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
@@ -161,6 +176,10 @@ class Scripted:
             return self.overrides[path]
         if path in ("/health", "/health_generate"):
             return 200, ""
+        if path == "/abort_request":
+            if self.abort_status == 200:
+                self.abort(body["rid"])
+            return self.abort_status, ""
         if path in ("/server_info", "/get_server_info"):
             found = {"model_path": "m", "version": "1", "internal_states": [{}], **self.info}
         elif path in ("/model_info", "/get_model_info"):

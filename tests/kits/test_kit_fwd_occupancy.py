@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from servematrix.gates import occupancy, trace
+from servematrix.gates import occupancy, sequential, trace
 from servematrix.kits import FwdOccupancyMixin, scrapes
 from servematrix.kits.base import Inconclusive, MeasurementError, VerdictFailed
 
@@ -14,7 +14,13 @@ FAST = {
     "fwd_occupancy_scrape_interval": 0.005,
     # a tenth of a second of wall clock on a busy machine: the counter is only roughly right
     "fwd_occupancy_counter_tolerance": 25.0,
+    # ten windows in that tenth of a second: each is a block, and there is no start-up
+    "fwd_occupancy_startup_seconds": 0.0,
+    "fwd_occupancy_block_windows": 1,
+    "fwd_occupancy_stop_early": False,
 }
+# where a request may be cut: the scripted one lasts half a second
+EARLY = {"fwd_occupancy_stop_early": True, "fwd_occupancy_max_new_tokens": 2000}
 
 
 @pytest.fixture
@@ -43,14 +49,98 @@ def test_the_trace_is_kept_and_gives_the_same_verdict_again(run):
     ran = run()
     kept = ran.reporter.attachments["trace"]
     request = occupancy.Request(400, 400, "length", 400)
-    again = occupancy.judge(
-        trace.scrapes(kept["traces"][0]["samples"]), request, occupancy.Limits(95, 5, 40, 25)
-    )
+    limits = occupancy.Limits(95, 5, 40, 25, startup_seconds=0, block_windows=1)
+    again = occupancy.judge(trace.scrapes(kept["traces"][0]["samples"]), request, limits)
     assert again.outcome == "pass"
     assert again.numbers["median"] == ran.verdict.numbers["median"]
     assert again.numbers["counter_occupancy"] == pytest.approx(
         ran.verdict.numbers["counter_occupancy"], abs=0.5
     )
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    monkeypatch.setattr(occupancy, "SHORTEST_SPAN", 0.0)
+
+
+def aborts(scripted):
+    return [body["rid"] for path, body in scripted.asked if path == "/abort_request"]
+
+
+@pytest.mark.parametrize(("level", "share"), [(98.0, 0.98), (76.0, 0.76)])
+def test_the_request_ends_as_soon_as_its_windows_are_clear(run, scripted, brief, level, share):
+    scripted.gauge = lambda window: level + window / 100
+    scripted.counter_share = share
+    ran = run(**EARLY)
+    numbers = ran.verdict.numbers
+    assert ran.verdict.outcome == ("pass" if level > 95 else "fail"), ran.verdict.reason
+    assert ran.verdict.alpha == sequential.ALPHA
+    assert ran.verdict.power > 0.99
+    assert numbers["stopping_reason"] == "clear, cut by us"
+    # five windows are needed, and the abort comes while the sixth is made
+    assert 5 <= numbers["windows"] < 10
+    assert numbers["tokens"] < 2000
+    assert numbers["decode_tokens_per_s"] > 0
+    long = [body for path, body in scripted.asked if path == "/generate" and body.get("rid")]
+    assert aborts(scripted) == [long[0]["rid"]]
+    assert ran.reporter.attachments["trace"]["traces"][0]["stopped_early"] is True
+
+
+def test_the_server_is_idle_before_the_next_request(run, scripted, brief):
+    run(**EARLY)
+    paths = [path for path, _ in scripted.asked]
+    assert paths.index("/abort_request") < len(paths) - 1
+    assert paths[-1] == "/generate"
+    assert scripted._window == -1
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_a_server_that_does_not_abort_decodes_to_the_end(run, scripted, brief, status):
+    scripted.abort_status = status
+    ran = run(fwd_occupancy_stop_early=True)
+    assert ran.raised is None
+    assert len(aborts(scripted)) == 1
+    assert ran.verdict.numbers["tokens"] == 400
+    assert ran.verdict.numbers["stopping_reason"] == "the request ended"
+
+
+def test_what_is_not_clear_runs_to_the_end_and_is_inconclusive(run, scripted):
+    scripted.gauge = lambda window: (99.0 if window % 2 else 80.0) + window / 100
+    ran = run(fwd_occupancy_stop_early=True)
+    assert isinstance(ran.raised, Inconclusive)
+    assert aborts(scripted) == []
+    assert "5 of 10 blocks above 95 % when the request ended" in ran.verdict.reason
+    assert "fwd_occupancy_max_new_tokens" in ran.verdict.reason
+
+
+def test_a_counter_that_disagrees_stops_nothing(run, scripted, brief):
+    scripted.counter_share = 0.30
+    ran = run(fwd_occupancy_stop_early=True)
+    assert isinstance(ran.raised, Inconclusive)
+    assert aborts(scripted) == []
+
+
+def test_a_slow_start_is_waited_for(run, scripted):
+    scripted.gauge = lambda window: (70.0 if window < 7 else 98.0) + window / 100
+    scripted.counter_share = None
+    ran = run(**EARLY, fwd_occupancy_startup_seconds=60.0)
+    assert ran.raised is None
+    assert ran.verdict.numbers["windows"] > 10
+
+
+def test_speculation_is_measured_to_the_end(run, scripted, brief):
+    _speculate(scripted, 200, spec_accept_length=2.0)
+    ran = run(fwd_occupancy_stop_early=True)
+    assert ran.raised is None
+    assert aborts(scripted) == []
+    assert ran.verdict.numbers["tokens"] == 400
+
+
+def test_a_request_that_somebody_else_aborts_is_an_error(run, scripted):
+    scripted.finish, scripted.cut_to = "abort", 120
+    ran = run(fwd_occupancy_stop_early=True)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "was cut: 120 of 400" in ran.verdict.reason
 
 
 def test_a_starved_gpu_fails_and_prints_the_table_first(run, scripted, capsys):

@@ -8,7 +8,7 @@ import pytest
 from servematrix import data
 from servematrix.client import Client
 from servematrix.kits import HellaswagMixin
-from servematrix.kits.base import MeasurementError, VerdictFailed
+from servematrix.kits.base import Inconclusive, MeasurementError, VerdictFailed
 from servematrix.kits.scoring import Scored, examples, score
 
 TEST = "test_accuracy_floor"
@@ -50,7 +50,13 @@ def test_a_model_that_knows_passes(run, capsys):
     assert "items per second" in capsys.readouterr().out
 
 
-def test_the_items_are_kept(run):
+def test_a_floor_within_the_uncertainty_is_inconclusive_and_says_how_many_items_decide(run):
+    ran = run(hellaswag_accuracy_threshold=0.9)
+    assert isinstance(ran.raised, Inconclusive)
+    assert "about 44 items like these would decide, 14 more" in ran.verdict.reason
+
+
+def test_the_items_are_kept(run, items):
     ran = run(hellaswag_num_shots=0)
     kept = ran.reporter.attachments["items"]
     assert kept == ran.reporter.attachments["items_single"]
@@ -61,6 +67,7 @@ def test_the_items_are_kept(run):
         "nt": [4, 4, 4, 4],
         "cached": [0, 0, 0, 0],
         "n0": 5,
+        "checksum": data.load(items).items[1].checksum,
     }
 
 
@@ -73,7 +80,7 @@ def test_a_model_that_guesses_fails(run, scripted):
 
 def test_length_does_not_decide():
     """A longer ending has a smaller sum; only the mean over its tokens counts."""
-    scored = Scored(0, 0, lp=(-8.0, -6.0), nt=(8, 4), cached=(0, 0), n0=3, joined=False)
+    scored = Scored(0, 0, (-8.0, -6.0), (8, 4), cached=(0, 0), n0=3, joined=False, checksum="")
     assert scored.prediction == 0
 
 

@@ -3,33 +3,85 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
-from servematrix.gates.verdict import Verdict
+from scipy.stats import binom
+
+from servematrix.gates.proportions import ALPHA, MISS, fewest, lower_bound, more, upper_bound
+from servematrix.gates.verdict import Number, Verdict
+
+FLOOR_EFFECT: Final = 0.10
+"""How far below the floor an accuracy lies that must be seen; a floor is against collapse. Smaller
+losses are for the comparison of paired items."""
 
 
-def floor(correct: int, n: int, *, threshold: float) -> Verdict:
-    """Demand that `correct` of `n` answers be a share above `threshold` (a fraction).
+def floor(
+    correct: int,
+    n: int,
+    *,
+    threshold: float,
+    alpha: float = ALPHA,
+    miss: float = MISS,
+    effect: float = FLOOR_EFFECT,
+) -> Verdict:
+    """Demand that a server which answers `correct` of `n` items be above `threshold` (a fraction).
 
-    This is the published point-estimate rule. Its uncertainty is told, not used: the standard
-    error is that of a binomial share, sqrt(p (1 - p) / n).
+    The null hypothesis is that its accuracy is the floor or above. It fails where the exact upper
+    bound of its accuracy (Clopper and Pearson 1934, wrong with a chance of at most `alpha`) is
+    below the floor, and passes where the lower bound (wrong with a chance of at most `miss`) is
+    above it; between the two more items are needed. `power` is the chance of failing a server
+    whose accuracy is `effect` below the floor.
+
+    The bounds are for accuracy over all items that could be asked, of which these are a sample.
     """
-    rule = f"accuracy > {threshold:.3f} over the items asked (point estimate)"
+    rule = (
+        f"accuracy above {threshold:.3f}: fails where its exact upper bound (risk {alpha:g}) is"
+        f" below, passes where its lower bound (risk {miss:g}) is above"
+    )
     if n < 1:
         return Verdict("error", rule, "no item was scored, so there is no accuracy to judge")
+    if not 0 <= correct <= n or not math.isfinite(threshold):
+        reason = f"{correct} of {n} right against a floor of {threshold}: no counts, or no floor"
+        return Verdict("error", rule, reason)
     accuracy = correct / n
-    error = math.sqrt(accuracy * (1.0 - accuracy) / n)
-    numbers = {
+    low, high = float(lower_bound(correct, n, miss)), float(upper_bound(correct, n, alpha))
+    power = floor_power(n, threshold=threshold, accuracy=threshold - effect, alpha=alpha)
+    numbers: dict[str, Number] = {
         "n": n,
         "correct": correct,
         "accuracy": accuracy,
-        "standard_error": error,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "standard_error": math.sqrt(accuracy * (1.0 - accuracy) / n),
         "accuracy_threshold": threshold,
+        "floor_alpha": alpha,
+        "floor_miss": miss,
+        "floor_effect": effect,
+        "floor_power": power,
     }
-    found = f"{correct} of {n} right, accuracy {accuracy:.3f} (standard error {error:.3f})"
-    if accuracy > threshold:
-        return Verdict("pass", rule, found, numbers)
-    advice = "check weights, quantisation and chat template, or the floor for this model"
-    return Verdict("fail", rule, f"{found}: not above {threshold:.3f}; {advice}", numbers)
+    found = f"{correct} of {n} right, accuracy {accuracy:.3f} (from {low:.3f} to {high:.3f})"
+    if low > threshold:
+        return Verdict("pass", rule, found, numbers, alpha, power)
+    if high < threshold:
+        advice = "check weights, quantisation and chat template, or the floor for this model"
+        reason = f"{found}: below {threshold:.3f}; {advice}"
+        return Verdict("fail", rule, reason, numbers, alpha, power)
+    needed = fewest(
+        n,
+        lambda many: (
+            (lower_bound((many * accuracy).round(), many, miss) > threshold)
+            | (upper_bound((many * accuracy).round(), many, alpha) < threshold)
+        ),
+    )
+    numbers["floor_items_needed"] = needed
+    reason = f"{found}: neither above nor below {threshold:.3f}; {more(n, needed)}"
+    return Verdict("inconclusive", rule, reason, numbers, alpha, power)
+
+
+def floor_power(n: int, *, threshold: float, accuracy: float, alpha: float = ALPHA) -> float:
+    """Return the chance that `floor` fails a server of this true `accuracy`. Exact."""
+    most = binom.ppf(alpha, n, min(max(threshold, 0.0), 1.0)) - 1
+    return float(binom.cdf(most, n, min(max(accuracy, 0.0), 1.0)))
 
 
 def agreement(batch: int, single: int, n: int, *, tolerance: float = 0.1) -> Verdict:

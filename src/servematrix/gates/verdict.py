@@ -23,8 +23,8 @@ class Verdict:
     """The outcome of one gate.
 
     `rule` states what was demanded, with its limits; `reason` what was found and, unless it is a
-    pass, what to do about it; `alpha` is the rule's chance of failing a healthy server, where it
-    is known.
+    pass, what to do about it; `alpha` is the rule's chance of failing a healthy server, `power` its
+    chance of failing one that is worse by the smallest effect of interest, where they are known.
     """
 
     outcome: Outcome
@@ -32,13 +32,15 @@ class Verdict:
     reason: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
     alpha: float | None = None
+    power: float | None = None
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """Join verdicts on one test: the worst outcome wins, and every rule and reason is told.
 
     The order is fail, error, inconclusive, pass, not applicable. The most severe reason comes
-    first. Numbers are merged; `alpha` is the sum of the parts' (a union bound) where all have one.
+    first. Numbers are merged; `alpha` is the sum of the parts' (a union bound) and `power` their
+    least, where all have one.
     """
     if not verdicts:
         raise ValueError("there is no verdict to join")
@@ -46,12 +48,13 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     numbers: dict[str, Number] = {}
     for verdict in verdicts:
         numbers.update(verdict.numbers)
-    alphas = [verdict.alpha for verdict in verdicts]
-    known = [alpha for alpha in alphas if alpha is not None]
+    alphas = [verdict.alpha for verdict in verdicts if verdict.alpha is not None]
+    powers = [verdict.power for verdict in verdicts if verdict.power is not None]
     return Verdict(
         outcome=ranked[0].outcome,
         rule="; ".join(verdict.rule for verdict in verdicts),
         reason="; ".join(verdict.reason for verdict in ranked),
         numbers=numbers,
-        alpha=sum(known) if len(known) == len(alphas) else None,
+        alpha=sum(alphas) if len(alphas) == len(verdicts) else None,
+        power=min(powers) if len(powers) == len(verdicts) else None,
     )

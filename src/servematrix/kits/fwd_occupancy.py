@@ -7,6 +7,7 @@ moves this number before it moves any batched throughput.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from servematrix.client import BadStatus, Client, MalformedAnswer
 from servematrix.gates import accept_length, occupancy, trace
 from servematrix.gates.verdict import Number, Verdict, worst
-from servematrix.gates.windows import Reduction
+from servematrix.gates.windows import Reduction, Scrape
 from servematrix.kits import answers, scrapes
 from servematrix.kits.base import Kit, concludes
 from servematrix.kits.long_request import Ended, Latency, LongRequest, latency
@@ -31,6 +32,9 @@ _ROWS = (
     ("p10", "%"),
     ("windows", "windows"),
     ("windows_implied", "windows"),
+    ("blocks", "blocks"),
+    ("good_blocks", "blocks"),
+    ("decided_s", "s"),
     ("tokens", "tokens"),
     ("decode_tokens_per_s", "tokens/s"),
     ("stream_tokens_per_s", "tokens/s"),
@@ -59,11 +63,12 @@ class _Server:
 
 
 class FwdOccupancyMixin(Kit):
-    """Median of `sglang:fwd_occupancy` over the fresh windows of one long request.
+    """`sglang:fwd_occupancy` over the fresh windows of one long request, block by block.
 
     The server must run with `--enable-metrics` and `SGLANG_ENABLE_METRICS_DEVICE_TIMER=1`.
-    Threshold in percent, samples in distinct windows, intervals and timeout in seconds, lengths in
-    tokens, tolerance between gauge and counter in points, accept length in tokens a pass.
+    Threshold in percent, samples and blocks in distinct windows, intervals, start-up and timeout in
+    seconds, lengths in tokens, tolerance between gauge and counter in points, accept length in
+    tokens a pass.
     """
 
     kit: ClassVar[str] = _KIT
@@ -79,6 +84,11 @@ class FwdOccupancyMixin(Kit):
     )
     fwd_occupancy_rank_reduction: Reduction = "min"
     fwd_occupancy_counter_tolerance: float = occupancy.COUNTER_TOLERANCE
+    fwd_occupancy_startup_seconds: float = occupancy.STARTUP_SECONDS
+    fwd_occupancy_block_windows: int = occupancy.BLOCK_WINDOWS
+    fwd_occupancy_stop_early: bool = True
+    """Whether the request is aborted as soon as its windows are clear. With speculation it never
+    is: the accept length is that of the whole request, and occupancy rises while it runs."""
     fwd_occupancy_timeout: float = 600.0
     fwd_occupancy_speculation_required: bool = False
     """Whether a server that does not speculate fails; set it where speculation is configured."""
@@ -112,12 +122,19 @@ class FwdOccupancyMixin(Kit):
             self.fwd_occupancy_max_new_tokens,
             self.fwd_occupancy_timeout,
         )
+        limits = self.__limits(server)
+        stops = self.fwd_occupancy_stop_early and server.algorithm is None
+
+        def clear(seen: Sequence[Scrape]) -> bool:
+            return stops and occupancy.clear(seen, limits)
+
         watched = scrapes.watch(
             client,
             request,
             before,
             longest_interval=self.fwd_occupancy_scrape_interval,
             batches=server.decode_log_interval,
+            clear=clear,
         )
         ended = request.result()
         timing = Latency()
@@ -128,12 +145,28 @@ class FwdOccupancyMixin(Kit):
                 self.fwd_occupancy_stream_max_new_tokens,
                 self.fwd_occupancy_timeout,
             )
-        verdict = self.__judge(server, watched, ended, timing)
+        verdict = self.__judge(server, limits, watched, ended, timing)
         self.__report(verdict, server, watched, ended)
         return verdict
 
+    def __limits(self, server: _Server) -> occupancy.Limits:
+        return occupancy.Limits(
+            threshold=self.fwd_occupancy_threshold,
+            min_samples=self.fwd_occupancy_min_samples,
+            decode_log_interval=server.decode_log_interval,
+            counter_tolerance=self.fwd_occupancy_counter_tolerance,
+            rank_reduction=self.fwd_occupancy_rank_reduction,
+            startup_seconds=self.fwd_occupancy_startup_seconds,
+            block_windows=self.fwd_occupancy_block_windows,
+        )
+
     def __judge(
-        self, server: _Server, watched: scrapes.Watched, ended: Ended, latency: Latency
+        self,
+        server: _Server,
+        limits: occupancy.Limits,
+        watched: scrapes.Watched,
+        ended: Ended,
+        latency: Latency,
     ) -> Verdict:
         meta = ended.meta
         tokens, passes = meta.get("completion_tokens"), meta.get("spec_verify_ct")
@@ -145,13 +178,7 @@ class FwdOccupancyMixin(Kit):
             forward_passes=passes or tokens,
             served=watched.served,
             problem=ended.problem,
-        )
-        limits = occupancy.Limits(
-            threshold=self.fwd_occupancy_threshold,
-            min_samples=self.fwd_occupancy_min_samples,
-            decode_log_interval=server.decode_log_interval,
-            counter_tolerance=self.fwd_occupancy_counter_tolerance,
-            rank_reduction=self.fwd_occupancy_rank_reduction,
+            stopped=ended.stopped,
         )
         busy = occupancy.judge(watched.scrapes, request, limits, failed_scrapes=watched.failed)
         timing: dict[str, Number] = {
@@ -195,6 +222,7 @@ class FwdOccupancyMixin(Kit):
                     {
                         "elapsed_s": ended.elapsed_s,
                         "meta_info": ended.meta,
+                        "stopped_early": ended.stopped,
                         "failed_scrapes": watched.failed,
                         "samples": trace.rows(watched.scrapes),
                     }

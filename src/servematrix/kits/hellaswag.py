@@ -113,6 +113,8 @@ _UNITS = {
     "shots": "items",
     "accuracy_batch": "share",
     "accuracy_single": "share",
+    "accuracy_low": "share",
+    "accuracy_high": "share",
     "standard_error": "share",
     "flips": "items",
     "cached_share": "share of context tokens",

@@ -13,6 +13,7 @@ import math
 import re
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,13 @@ class Ended:
     """How the long request ended.
 
     `meta` is its `meta_info`, `problem` what went wrong, None where nothing did; `elapsed_s` are
-    seconds from sending to the end by our clock.
+    seconds from sending to the end by our clock. `stopped` says that we had the server abort it.
     """
 
     meta: dict[str, Any]
     problem: str | None
     elapsed_s: float
+    stopped: bool = False
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -59,7 +61,9 @@ class Latency:
 
 
 class LongRequest(threading.Thread):
-    """Sends one greedy request that never stops early; `ended` is set when it is over.
+    """Sends one greedy request that never ends by itself before its last token.
+
+    `ended` is set when it is over.
 
     `sent` is when it was started, on `time.monotonic`.
     """
@@ -70,6 +74,8 @@ class LongRequest(threading.Thread):
         self.sent = 0.0
         self._client = client
         self._prompt, self._max_new_tokens, self._timeout = prompt, max_new_tokens, timeout
+        self._rid = f"servematrix-{uuid.uuid4().hex}"
+        self._stopped = False
         self._answer: dict[str, Any] = {}
         self._error: ClientError | None = None
         self._over = 0.0
@@ -86,6 +92,7 @@ class LongRequest(threading.Thread):
                 self._prompt,
                 max_new_tokens=self._max_new_tokens,
                 ignore_eos=True,
+                rid=self._rid,
                 timeout=self._timeout,
             )
         except ClientError as error:
@@ -93,6 +100,18 @@ class LongRequest(threading.Thread):
         finally:
             self._over = time.monotonic()
             self.ended.set()
+
+    def stop(self, timeout: float) -> None:
+        """Ask the server, for `timeout` seconds at most, to end the request with what it has.
+
+        A server that does not do so, for want of the endpoint or of our rights, decodes on to the
+        request's own end. Either way `ended` tells when the server is idle again.
+        """
+        try:
+            self._client.abort(self._rid, timeout=timeout)
+        except ClientError:
+            return
+        self._stopped = True
 
     def result(self) -> Ended:
         """Return how the request ended; to be called once `ended` is set."""
@@ -102,7 +121,7 @@ class LongRequest(threading.Thread):
         meta = self._answer.get("meta_info")
         if not isinstance(meta, dict):
             return Ended({}, f"its answer has no meta_info: {quote(str(self._answer))}", elapsed)
-        return Ended(meta, None, elapsed)
+        return Ended(meta, None, elapsed, self._stopped)
 
 
 def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) -> Latency:

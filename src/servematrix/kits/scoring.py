@@ -25,8 +25,9 @@ class Scored:
     """The endings of one item.
 
     `lp` are sums of token log-probabilities (natural logarithm), `nt` the endings' tokens, `cached`
-    the prompt tokens that came from the cache, `n0` the context's tokens. `joined` is True where an
-    ending changed how the context's last token was cut, so that the two cannot be told apart.
+    the prompt tokens that came from the cache, `n0` the context's tokens, `checksum` that of the
+    item's text. `joined` is True where an ending changed how the context's last token was cut, so
+    that the two cannot be told apart.
     """
 
     ind: int
@@ -36,6 +37,7 @@ class Scored:
     cached: tuple[int, ...]
     n0: int
     joined: bool
+    checksum: str
 
     @property
     def prediction(self) -> int:
@@ -44,7 +46,7 @@ class Scored:
         return means.index(max(means))
 
     def row(self) -> dict[str, Any]:
-        """Return the item as a JSON-able row."""
+        """Return the item as a JSON-able row, as `gates.pairs` compares them."""
         return {
             "ind": self.ind,
             "label": self.label,
@@ -52,6 +54,7 @@ class Scored:
             "nt": list(self.nt),
             "cached": list(self.cached),
             "n0": self.n0,
+            "checksum": self.checksum,
         }
 
 
@@ -139,7 +142,16 @@ def _scored(item: Item, n0: int, answers: Iterator[dict[str, Any]]) -> Scored:
         nt.append(len(entries) - 1)
         cached.append(meta.get("cached_tokens") or 0)
     joined = len(last_tokens) > 1
-    return Scored(item.ind, item.label, tuple(lp), tuple(nt), tuple(cached), n0, joined)
+    return Scored(
+        ind=item.ind,
+        label=item.label,
+        lp=tuple(lp),
+        nt=tuple(nt),
+        cached=tuple(cached),
+        n0=n0,
+        joined=joined,
+        checksum=item.checksum,
+    )
 
 
 def _meta(answer: dict[str, Any], item: Item) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from servematrix import metrics
@@ -79,10 +80,17 @@ def before(client: Client, interval: float) -> Before:
 
 
 def watch(
-    client: Client, request: LongRequest, old: Before, *, longest_interval: float, batches: int
+    client: Client,
+    request: LongRequest,
+    old: Before,
+    *,
+    longest_interval: float,
+    batches: int,
+    clear: Callable[[Sequence[Scrape]], bool] = lambda scrapes: False,
 ) -> Watched:
     """Send the request and scrape until it has ended; then scrape once more.
 
+    Once `clear` says that the scrapes so far suffice, the request is asked to stop, once.
     The interval is at most `longest_interval` seconds, and at most half of what `batches` decoding
     batches take at the rate that the server shows, so that no window is missed on a fast GPU.
     """
@@ -90,7 +98,7 @@ def watch(
     failed = 0
     served: float | None = None
     request.start()
-    last = False
+    last = asked_to_stop = False
     interval = longest_interval
     answered = time.monotonic()
     while not last:
@@ -111,6 +119,9 @@ def watch(
             served = found.num_requests_total
             rate = _batches_per_second(scrapes[-1])
             interval = min(longest_interval, 0.5 * batches / rate) if rate > 0 else longest_interval
+            if running and not asked_to_stop and clear(scrapes):
+                asked_to_stop = True
+                request.stop(TIMEOUT)
         left = start + max(interval, _SHORTEST_INTERVAL) - time.monotonic()
         if not last and left > 0:
             request.ended.wait(left)

@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
+
+from servematrix.gates import drift, paired
+from servematrix.gates.pairs import PairingError, Pairs, align
+
+RECORDED = Path(__file__).parents[2] / ".." / "shared" / "recordings" / "hellaswag"
+ON_CPU = Path(__file__).parents[1] / "data" / "hellaswag_cpu"
+
+
+def rows_of(path: Path) -> list[dict]:
+    if not path.exists():
+        pytest.skip("the recordings are not here")
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+def recorded(name: str) -> list[dict]:
+    return rows_of(RECORDED / f"{name}.jsonl.gz")
+
+
+def on_cpu(name: str) -> list[dict]:
+    return rows_of(ON_CPU / f"{name}.jsonl.gz")
+
+
+def outcomes(baseline, candidate, **limits) -> dict[str, str]:
+    return {name: v.outcome for name, v in paired.judge(baseline, candidate, **limits).items()}
+
+
+HEALTHY = {"paired_accuracy": "pass", "gold_logprob": "pass", "drift": "pass"}
+
+
+# -- recorded servers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base2", "nograph"])
+def test_recorded_repeats_pass_every_gate(name):
+    assert outcomes(recorded("base"), recorded(name)) == HEALTHY
+
+
+def test_the_recorded_fp8_cache_lost_log_probability_and_drifted():
+    verdicts = paired.judge(recorded("base_cached_prefix"), recorded("kvfp8_cached_prefix"))
+    assert verdicts["gold_logprob"].outcome == "fail"
+    assert verdicts["drift"].outcome == "fail"
+    # 40 lost and 27 won of 2,000: answers alone do not show it
+    accuracy = verdicts["paired_accuracy"]
+    assert (accuracy.outcome, accuracy.numbers["lost"], accuracy.numbers["won"]) == (
+        "inconclusive",
+        40,
+        27,
+    )
+    assert verdicts["drift"].numbers["drift_flips"] == 114
+
+
+def test_the_recorded_fp8_cache_drifts_on_any_500_items():
+    pairs = align(recorded("base_cached_prefix"), recorded("kvfp8_cached_prefix"))
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        assert drift.judge(taken(pairs, rng.choice(pairs.n, 500))).outcome == "fail"
+
+
+def test_recorded_repeats_on_a_cpu_pass_every_gate():
+    assert outcomes(on_cpu("bfloat16"), on_cpu("bfloat16_again")) == HEALTHY
+
+
+def test_a_recorded_change_of_dtype_drifts_and_loses_nothing():
+    verdicts = paired.judge(on_cpu("bfloat16"), on_cpu("float32"))
+    assert verdicts["drift"].outcome == "fail"
+    assert verdicts["drift"].numbers["drift_moved"] == 1000
+    assert verdicts["gold_logprob"].outcome == "pass"
+    # 8 lost and 2 won of 1,000: too few items to exclude a loss of a point
+    assert verdicts["paired_accuracy"].outcome == "inconclusive"
+
+
+def test_a_recorded_change_to_float16_drifts_on_150_items():
+    some = on_cpu("bfloat16")[:150]
+    verdicts = paired.judge(some, on_cpu("float16"))
+    assert verdicts["drift"].outcome == "fail"
+    assert "fail" not in (verdicts["gold_logprob"].outcome, verdicts["paired_accuracy"].outcome)
+
+
+def test_a_recorded_change_of_machine_drifts_and_fails_nothing_else():
+    verdicts = paired.judge(recorded("base")[:1000], on_cpu("bfloat16"))
+    assert verdicts["drift"].outcome == "fail"
+    assert verdicts["paired_accuracy"].outcome == "pass"
+    assert verdicts["gold_logprob"].outcome == "inconclusive"
+
+
+def test_cached_and_whole_prompts_are_refused():
+    some = recorded("base")[:2000]
+    for verdicts in (
+        paired.judge(some, recorded("base_cached_prefix")),
+        paired.judge(recorded("base_cached_prefix"), some),
+    ):
+        assert list(verdicts) == ["pairing"]
+        assert verdicts["pairing"].outcome == "error"
+        assert "scored differently" in verdicts["pairing"].reason
+
+
+# -- simulated servers --------------------------------------------------------------------------
+
+
+def taken(pairs: Pairs, chosen) -> Pairs:
+    return Pairs(pairs.labels[chosen], pairs.baseline[chosen], pairs.candidate[chosen])
+
+
+def run_of(n: int = 1000, seed: int = 0) -> list[dict]:
+    """A whole-prompt run: four endings of 5 to 15 tokens, two answers in five right."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for ind in range(n):
+        label = int(rng.integers(4))
+        means = rng.normal(-2.5, 0.4, 4)
+        means[label] += 0.15
+        nt = [int(tokens) for tokens in rng.integers(5, 16, 4)]
+        rows.append({"ind": ind, "label": label, "lp": list(means * nt), "nt": nt})
+    return rows
+
+
+def right(row: dict) -> bool:
+    means = [lp / nt for lp, nt in zip(row["lp"], row["nt"], strict=True)]
+    return means.index(max(means)) == row["label"]
+
+
+def spoilt(rows: list[dict], losses: int, wins: int = 0) -> list[dict]:
+    """The same run with so many right answers made wrong, and so many wrong ones right."""
+    found = []
+    for row in rows:
+        lp, label = list(row["lp"]), row["label"]
+        was_right = right(row)
+        if was_right and losses > 0:
+            losses -= 1
+            lp[label] = -100.0 * row["nt"][label]
+        elif not was_right and wins > 0:
+            wins -= 1
+            lp[label] = -0.01 * row["nt"][label]
+        found.append({**row, "lp": lp})
+    return found
+
+
+def moved(rows: list[dict], by: float, share: float = 1.0, gold: float = 0.0) -> list[dict]:
+    """The same run with every mean moved by about `by` nats, the right endings by `gold` more."""
+    rng = np.random.default_rng(7)
+    found = []
+    for i, row in enumerate(rows):
+        moves = rng.choice([-by, by], 4) if i < share * len(rows) else np.zeros(4)
+        moves[row["label"]] += gold
+        lp = [float(lp + nt * m) for lp, nt, m in zip(row["lp"], row["nt"], moves, strict=True)]
+        found.append({**row, "lp": lp})
+    return found
+
+
+RUN = run_of()
+
+
+def test_a_run_equals_itself():
+    verdicts = paired.judge(RUN, RUN)
+    assert {name: v.outcome for name, v in verdicts.items()} == HEALTHY
+    assert [v.alpha for v in verdicts.values()] == [0.001] * 3
+    assert all(0.36 < v.power <= 1.0 for v in verdicts.values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "wins", "outcome"),
+    [
+        (0, 0, "pass"),
+        (3, 1, "pass"),
+        (9, 0, "inconclusive"),
+        (10, 0, "fail"),
+        (20, 5, "inconclusive"),
+        (20, 3, "fail"),
+        (30, 30, "inconclusive"),
+        (5, 40, "pass"),
+    ],
+)
+def test_lost_answers(losses, wins, outcome):
+    verdict = paired.accuracy(align(RUN, spoilt(RUN, losses, wins)))
+    assert verdict.outcome == outcome, verdict.reason
+    assert (verdict.numbers["lost"], verdict.numbers["won"]) == (losses, wins)
+
+
+@pytest.mark.parametrize(("losses", "wins"), [(0, 0), (9, 0), (30, 30), (2, 3)])
+def test_the_items_asked_for_would_decide(losses, wins):
+    few = run_of(400)
+    verdict = paired.accuracy(align(few, spoilt(few, losses, wins)))
+    assert verdict.outcome == "inconclusive"
+    needed = verdict.numbers["loss_items_needed"]
+    lost, won = round(losses * needed / 400), round(wins * needed / 400)
+    decided = paired.mcnemar(lost, won) <= 0.001 or paired.excluded(lost, won, needed, 0.01)
+    assert decided
+    assert f"about {needed:,} items" in verdict.reason
+
+
+def test_without_a_flip_the_margin_needs_536_items():
+    """z² (1 - margin) / margin, with z = 2.326: what Tango's interval asks for."""
+    assert paired.accuracy(align(RUN[:535], RUN[:535])).outcome == "inconclusive"
+    assert paired.accuracy(align(RUN[:536], RUN[:536])).outcome == "pass"
+
+
+def test_a_wider_margin_needs_fewer_items():
+    pairs = align(RUN[:200], RUN[:200])
+    assert paired.accuracy(pairs).outcome == "inconclusive"
+    assert paired.accuracy(pairs, margin=0.03).outcome == "pass"
+
+
+def test_a_baseline_that_knows_nothing_is_an_error():
+    baseline = spoilt(RUN, losses=1000)
+    verdict = paired.accuracy(align(baseline, RUN))
+    assert verdict.outcome == "error"
+    assert "has 0 of 1000 right" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("gold", "outcome"),
+    [(0.0, "pass"), (0.01, "pass"), (-0.0017, "inconclusive"), (-0.02, "fail"), (-2.0, "fail")],
+)
+def test_a_loss_of_gold_log_probability(gold, outcome):
+    verdict = paired.gold_logprob(align(RUN, moved(RUN, 0.01, gold=gold)))
+    assert verdict.outcome == outcome, verdict.reason
+    if outcome == "inconclusive":
+        assert verdict.numbers["gold_items_needed"] > 1000
+
+
+def test_the_gold_test_is_that_of_scipy():
+    pairs = align(RUN, moved(RUN, 0.05, gold=-0.004))
+    _, _, low, high = paired.gold_bounds(pairs.gold)
+    p = ttest_1samp(pairs.gold, -low, alternative="less").pvalue
+    assert p == pytest.approx(0.001)
+    assert ttest_1samp(pairs.gold, -high, alternative="greater").pvalue == pytest.approx(0.01)
+
+
+def test_one_ruined_item_neither_fails_a_run_nor_hides_a_loss():
+    ruined = [{**RUN[0], "lp": [-1e6] * 4}, *RUN[1:]]
+    assert paired.gold_logprob(align(RUN, ruined)).outcome == "inconclusive"
+    lossy = moved(RUN, 0.01, gold=-0.01)
+    verdict = paired.gold_logprob(align(RUN, [ruined[0], *lossy[1:]]))
+    assert (verdict.outcome, verdict.numbers["gold_clipped"]) == ("fail", 1)
+
+
+def test_one_ruined_item_in_fifty_is_seen():
+    ruined = [{**row, "lp": [-1e6] * 4} if i % 50 == 0 else row for i, row in enumerate(RUN)]
+    assert paired.gold_logprob(align(RUN, ruined)).outcome == "fail"
+
+
+def test_gold_power_is_that_of_simulation():
+    rng = np.random.default_rng(1)
+    gold = rng.normal(-0.01, 0.07, (20_000, 300))
+    low = paired.gold_bounds(gold)[2]
+    power = paired.gold_power(300, 0.07, 0.008, 0.001)
+    assert (low > 0.002).mean() == pytest.approx(power, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("by", "share", "outcome"),
+    [
+        (0.0, 1.0, "pass"),
+        (0.0009, 1.0, "pass"),
+        (0.01, 0.01, "pass"),
+        (0.01, 0.03, "fail"),
+        (0.01, 1.0, "fail"),
+    ],
+)
+def test_moved_items(by, share, outcome):
+    verdict = drift.judge(align(RUN, moved(RUN, by, share)))
+    assert verdict.outcome == outcome, verdict.reason
+    assert verdict.numbers["drift_flips"] == 0 or by > 0
+
+
+def test_flips_alone_are_a_drift():
+    """Six answers of a thousand change by a hair each: no log-probability moves beyond repeats."""
+    candidate = []
+    for row in RUN:
+        means = np.array(row["lp"]) / row["nt"]
+        if row["ind"] < 8:
+            best = int(means.argmax())
+            means[(best + 1) % 4] = means[best] + 1e-6
+        candidate.append({**row, "lp": list(means * row["nt"])})
+    limits = drift.Healthy(delta=10.0)
+    verdict = drift.judge(align(RUN, candidate), limits)
+    assert (verdict.outcome, verdict.numbers["drift_moved"]) == ("fail", 0)
+
+
+def test_an_accepted_drift_passes_under_its_name():
+    drifted = align(RUN, moved(RUN, 0.01))
+    verdict = drift.judge(drifted, accepted="fp8 KV cache")
+    assert verdict.outcome == "pass"
+    assert "accepted as 'fp8 KV cache'" in verdict.reason
+    assert verdict.numbers["drift_accepted"] == "fp8 KV cache"
+    assert outcomes(RUN, moved(RUN, 0.01), accepted="kernel")["drift"] == "pass"
+    with pytest.raises(ValueError, match="has a name"):
+        drift.judge(drifted, accepted=" ")
+
+
+def test_an_accepted_drift_accepts_no_loss():
+    assert outcomes(RUN, spoilt(RUN, 200), accepted="kernel") == {
+        "paired_accuracy": "fail",
+        "gold_logprob": "fail",
+        "drift": "pass",
+    }
+
+
+def test_few_items_with_a_few_moved_are_inconclusive():
+    few = RUN[:100]
+    verdict = drift.judge(align(few, moved(few, 0.01, share=0.05)))
+    assert verdict.outcome == "inconclusive"
+    assert verdict.numbers["drift_items_needed"] > 100
+
+
+def test_limits_are_learnt_from_repeats():
+    noisy = [align(RUN, moved(RUN, 0.01)), align(RUN, moved(RUN, 0.012))]
+    healthy = drift.measured(noisy)
+    assert 0.01 < healthy.delta < 0.0121
+    assert drift.judge(noisy[1], healthy).outcome == "pass"
+    assert drift.judge(align(RUN, moved(RUN, 0.05)), healthy).outcome == "fail"
+    still = drift.measured([align(RUN, RUN)] * 11)
+    assert still == drift.HEALTHY
+    with pytest.raises(ValueError, match="no repeat"):
+        drift.measured([])
+    with pytest.raises(ValueError, match="no limits"):
+        drift.Healthy(moved=0.2)
+
+
+@given(st.integers(100, 400), st.integers(0, 2**32 - 1))
+def test_a_healthy_server_never_fails(n, seed):
+    """Whatever the items, a repeat that moves one by rounding is no failure."""
+    rows = run_of(n, seed)
+    again = [{**rows[0], "lp": [lp + 0.01 for lp in rows[0]["lp"]]}, *rows[1:]]
+    assert "fail" not in outcomes(rows, again).values()
+
+
+# -- runs that cannot be compared ---------------------------------------------------------------
+
+
+def changed(number: int, **values) -> list[dict]:
+    return [{**row, **values} if i == number else row for i, row in enumerate(RUN)]
+
+
+def cached(rows: list[dict], share: float = 0.9, n0: int = 40) -> list[dict]:
+    return [{**row, "n0": n0, "cached": [int(share * n0)] * 4} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate", "told"),
+    [
+        (RUN, RUN[1:], "missing in the candidate: item 0;"),
+        (RUN[7:], RUN, "missing in the baseline: items 0, 1, 2, 3, 4 and 2 more;"),
+        (RUN, [*RUN, RUN[3]], "more than once in the candidate: item 3;"),
+        ([], [], "both runs are empty"),
+        (RUN[:99], RUN[:99], "99 items are too few"),
+        (RUN, changed(5, label=(RUN[5]["label"] + 1) % 4), "by their labels: item 5 differ"),
+        (
+            RUN,
+            changed(5, nt=[99] * 4),
+            "another tokenizer or model, by the endings' tokens: item 5",
+        ),
+        (
+            [{**row, "checksum": "a"} for row in RUN],
+            [{**row, "checksum": "b" if i == 9 else "a"} for i, row in enumerate(RUN)],
+            "by the checksums of their texts: item 9",
+        ),
+        (RUN, changed(5, lp=[-1.0, math.nan, -1.0, -1.0]), "item 5: lp is"),
+        (RUN, changed(5, lp=[-1.0, math.inf, -1.0, -1.0]), "not finite"),
+        (RUN, changed(5, lp=[-1.0, None, -1.0, -1.0]), "not finite"),
+        (RUN, changed(5, lp=None), "two lists"),
+        (RUN, changed(5, lp=[-1.0]), "two lists"),
+        (RUN, changed(5, lp=[-1.0], nt=[1]), "1 endings"),
+        (RUN, changed(5, label=4), "label 4"),
+        (RUN, changed(5, label="1"), "whole numbers"),
+        (RUN, changed(5, ind=True), "whole numbers"),
+        (RUN, changed(5, nt=[0, 1, 1, 1]), "counted from 1"),
+        (RUN, changed(5, lp=[-1.0] * 5, nt=[1] * 5), "have [4, 5] endings"),
+        (RUN, [{}], "no ind, label, lp, nt"),
+        (RUN, [7], "an item is an object, found int"),
+        (RUN, changed(5, n0=4), "n0 and cached belong together"),
+        (RUN, changed(5, n0=4, cached="x"), "no counts of tokens"),
+        (RUN, changed(5, n0=4, cached=[3] * 4), "1 of 1000 items of the candidate"),
+        (RUN, cached(RUN), "the baseline with the whole prompt"),
+        (cached(RUN), RUN, "the candidate with the whole prompt"),
+        (cached(RUN), cached(RUN, share=0.0), "90% of the baseline's context tokens"),
+        (cached(RUN), cached(RUN, n0=50), "by the contexts' lengths: items 0, 1"),
+        ([{**row, "label": 2} for row in RUN], [{**row, "label": 2} for row in RUN], "one class"),
+        (
+            [{**row, "lp": [-1.0] * 4, "nt": [1] * 4} for row in RUN],
+            [{**row, "nt": [1] * 4} for row in RUN],
+            "dummy weights",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_an_error(baseline, candidate, told):
+    with pytest.raises(PairingError) as raised:
+        align(baseline, candidate)
+    assert told in str(raised.value)
+    assert outcomes(baseline, candidate) == {"pairing": "error"}
+
+
+def test_items_are_aligned_by_ind_and_not_by_order():
+    assert outcomes(RUN, RUN[::-1]) == HEALTHY
+    assert outcomes(cached(RUN), cached(RUN, share=0.85)[::-1]) == HEALTHY
+
+
+def test_a_checksum_counts_only_where_both_have_it():
+    assert outcomes(RUN, [{**row, "checksum": "a"} for row in RUN]) == HEALTHY
