@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 
-from servematrix.client import BadStatus, Client, MalformedAnswer
+from servematrix.client import MalformedAnswer
 from servematrix.gates import accept_length, occupancy, trace
 from servematrix.gates.verdict import Number, Verdict, worst
 from servematrix.gates.windows import Reduction
@@ -89,7 +89,7 @@ class FwdOccupancyMixin(Kit):
         client = self.client
         if not scrapes.served(client):
             return occupancy.unmeasurable(metrics_served=False)
-        server = _ask_server(client)
+        server = self.__ask_server()
         warmup = client.generate(
             f"First, {self.fwd_occupancy_prompt}",
             max_new_tokens=self.fwd_occupancy_warmup_max_new_tokens,
@@ -100,6 +100,7 @@ class FwdOccupancyMixin(Kit):
         unfit = occupancy.unfit(
             before.scrape,
             gauge_exposed=before.gauge_exposed,
+            older_name=before.older_name,
             prompt_tokens=_prompt_tokens(warmup),
             new_tokens=self.fwd_occupancy_max_new_tokens,
             context=server.context,
@@ -131,6 +132,16 @@ class FwdOccupancyMixin(Kit):
         verdict = self.__judge(server, watched, ended, timing)
         self.__report(verdict, server, watched, ended)
         return verdict
+
+    def __ask_server(self) -> _Server:
+        info = self._kit_server_info()
+        listing = answers.parse(answers.ModelListing, self.client.models())
+        return _Server(
+            decode_log_interval=int(info.get("decode_log_interval") or _DECODE_LOG_INTERVAL),
+            algorithm=info.get("speculative_algorithm") or None,
+            context=None if isinstance(listing, str) else listing.data[0].max_model_len,
+            version=info.get("version"),
+        )
 
     def __judge(
         self, server: _Server, watched: scrapes.Watched, ended: Ended, latency: Latency
@@ -201,20 +212,6 @@ class FwdOccupancyMixin(Kit):
                 ],
             },
         )
-
-
-def _ask_server(client: Client) -> _Server:
-    try:
-        info = client.server_info()
-    except BadStatus:
-        info = {}
-    listing = answers.parse(answers.ModelListing, client.models())
-    return _Server(
-        decode_log_interval=int(info.get("decode_log_interval") or _DECODE_LOG_INTERVAL),
-        algorithm=info.get("speculative_algorithm") or None,
-        context=None if isinstance(listing, str) else listing.data[0].max_model_len,
-        version=info.get("version"),
-    )
 
 
 def _prompt_tokens(answer: dict[str, Any]) -> int:
