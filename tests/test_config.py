@@ -114,7 +114,9 @@ def test_set_changes_any_key_last(configs_directory: Path) -> None:
     [
         ("gates.fwd_occupancy.treshold=96", "did you mean 'threshold'?"),
         ("gates.fwd_occupancy.threshold=960", "less than or equal to 100 (found 960)"),
-        ("requires.gpus=0", "requires.gpus"),
+        ("requires.gpus=-1", "requires.gpus"),
+        ("requires.gpus=0", "gpus = 0 asks for no GPU, and memory or compute capability for one"),
+        ('instead={ sglang-cpu = "smollm2_cpu" }', "cannot be set from the command line"),
         ('kits.decode_correctness.probes=["poetry"]', "found 'poetry'"),
         ("arguments.Enable_X=1", "not a valid name"),
         ("overrides=[]", "cannot be set from the command line"),
@@ -145,6 +147,8 @@ def test_a_bad_change_is_refused(configs_directory: Path, change: str, message: 
         (MINIMAL + '[arguments]\napi-key = "x"\n', "--api-key-env"),
         (MINIMAL + "[gates.fwd_occupanci]\nthreshold = 1\n", "did you mean 'fwd_occupancy'?"),
         (MINIMAL + '[requires]\ncompute_capability = "nine"\n', "requires.compute_capability"),
+        ('instead.sglang-gpu = "mine"\n' + MINIMAL, "unknown engine 'sglang-gpu' (did you mean"),
+        ('instead.sglang-cpu = "mine"\n' + MINIMAL, "no other configuration 'mine' in"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name(write, text: str, message: str) -> None:
@@ -153,6 +157,25 @@ def test_a_bad_file_is_refused_with_its_name(write, text: str, message: str) -> 
         configs.load(folder, "mine")
     assert message in str(caught.value)
     assert str(folder / "mine.toml") in str(caught.value)
+
+
+def test_a_stand_in_that_is_not_there_is_told_with_the_nearest(write) -> None:
+    folder = write('instead = { sglang-cpu = "smol" }\n' + MINIMAL)
+    write(MINIMAL, "small")
+    with pytest.raises(ConfigError) as caught:
+        configs.load(folder, "mine")
+    assert str(caught.value) == (
+        f"{folder / 'mine.toml'}: key 'instead.sglang-cpu': no other configuration 'smol' in "
+        f"{folder} (did you mean 'small'?); there are: small"
+    )
+
+
+def test_the_configuration_without_a_gpu(configs_directory: Path) -> None:
+    config = configs.load(configs_directory, "smollm2_cpu")
+    assert config.requires.gpus == 0
+    assert configs.load(configs_directory, "baseline").instead == {"sglang-cpu": "smollm2_cpu"}
+    found = configs.attributes(configs.resolve(config, {}, Place("sglang-cpu")))
+    assert found["hellaswag_packaged"] is True
 
 
 def test_an_unknown_name_is_met_with_the_nearest(configs_directory: Path) -> None:

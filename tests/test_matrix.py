@@ -33,7 +33,7 @@ def test_several_selections_keep_their_order_and_name_no_cell_twice(
 def test_all_is_every_configuration(configs_directory: Path) -> None:
     found = ids(configs_directory, "all")
     assert {"baseline", "eagle3", "smollm2", "sm120(speculation=eagle3)"} <= set(found)
-    assert len(found) == len(set(found)) == 12
+    assert len(found) == len(set(found)) == 13
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,40 @@ def test_an_unknown_selection_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         matrix.select(configs_directory, [selection])
+
+
+def given(folder: Path, engine: str, *selections: str) -> list[str]:
+    cells = matrix.select(folder, selections)
+    return [cell.label for cell in matrix.for_engine(folder, cells, engine)]
+
+
+def test_an_engine_is_given_what_a_configuration_names_instead(configs_directory: Path) -> None:
+    assert given(configs_directory, "sglang", "baseline") == ["baseline"]
+    assert given(configs_directory, "sglang-cpu", "eagle3", "baseline") == [
+        "eagle3",
+        "smollm2_cpu in place of baseline",
+    ]
+
+
+def test_a_stand_in_comes_once(configs_directory: Path) -> None:
+    both = "smollm2_cpu in place of baseline"
+    assert given(configs_directory, "sglang-cpu", "smollm2_cpu", "baseline") == [both]
+    found = given(configs_directory, "sglang-cpu", "all")
+    assert found[0] == both
+    assert len(found) == 12
+
+
+def test_a_stand_in_for_many_cells_names_them(tmp_path: Path) -> None:
+    text = (
+        'description = "x"\nstage = "a"\nestimated_seconds = 1\nsuites = ["mine"]\n'
+        '{}\n[model]\npath = "m"\n'
+    )
+    axis = 'axis.size = [1, 2]\ninstead.reference = "small"'
+    (tmp_path / "large.toml").write_text(text.format(axis))
+    (tmp_path / "small.toml").write_text(text.format("axis.size = [3, 4]"))
+    replaced = "in place of large(size=1), large(size=2)"
+    assert given(tmp_path, "reference", "large") == [
+        f"small(size=3) {replaced}",
+        f"small(size=4) {replaced}",
+    ]
+    assert given(tmp_path, "attach", "large") == ["large(size=1)", "large(size=2)"]

@@ -147,6 +147,24 @@ def test_first_and_last_the_engine_is_named_and_labelled(run) -> None:
     assert recorded("measurement")[0]["value"] == 42
 
 
+def test_a_stand_in_is_what_runs_and_what_is_recorded(run) -> None:
+    Path("configs/other.toml").write_text('instead.reference = "mine"\n' + CONFIG)
+    result = run("self.end('pass')", options=("--config", "other"))
+    assert result.ret == 0
+    assert "servematrix: cells mine in place of other;" in "\n".join(result.outlines)
+    (cell,) = recorded("cell")
+    assert (cell["cell"], cell["in_place_of"]) == ("mine", ["other"])
+    assert cell["note"].startswith("simulated: ")
+    assert recorded("run")[0]["configurations"].keys() == {"mine"}
+
+
+def test_the_items_that_a_configuration_chooses_are_said(run) -> None:
+    Path("configs/own.toml").write_text(CONFIG + "[kits.hellaswag]\npackaged = false\n")
+    result = run("self.end('pass')", options=("--config", "mine,own"))
+    told = "HellaSwag data: packaged reference items, Rowan/hellaswag;"
+    assert told in "\n".join(result.outlines)
+
+
 def test_a_test_without_a_verdict_is_an_error(run) -> None:
     result = run("pass", "1 / 0")
     assert result.ret == 1
@@ -207,6 +225,8 @@ def test_an_unreachable_base_url(run) -> None:
         (("--config", "mine", "--api-key-env", "NOT_THERE"), "NOT_THERE"),
         (("--config", "mine", "--results", "pytest.ini"), "--results DIR"),
         (("--config", "mine", "--engine", "vllm"), "invalid choice"),
+        (("--config", "mine", "--engine", "sglang-cpu"), "engine sglang-cpu has none"),
+        (("--config", "mine", "--gpus", "0"), "--engine reference uses none"),
         (("--config", "mine", "--port", "99999"), "ports are 1 to 65535"),
         (("--config", "mine", "--start-deadline", "-5"), "must be over 0 s"),
         (("--config", "mine", "--hellaswag", "not/there.jsonl"), "no such file"),

@@ -1,4 +1,4 @@
-"""The `servematrix` command: what configurations there are, and what a run would do."""
+"""The `servematrix` command: what configurations there are, what a run would do, validation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from rich.table import Table
 from servematrix import config as configs
 from servematrix import matrix, run
 from servematrix.config import ConfigError
+from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
+from servematrix.records import RecordsError
+from servematrix.validation import command as validation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns an exit status of `exit_codes`."""
     options = _parser().parse_args(arguments)
     try:
-        folder = configs.find_directory(Path.cwd(), options.configs)
-        status: Exit = options.command(folder, options)
-    except (ConfigError, EnvironmentProblem) as problem:
+        status: Exit = options.command(options)
+    except (ConfigError, EnvironmentProblem, RecordsError) as problem:
         print(f"servematrix: {problem}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     planning.set_defaults(command=_plan)
     planning.add_argument("selections", nargs="*", default=["all"], metavar="NAME")
-    planning.add_argument("--engine", choices=("auto", "sglang", "reference"), default="auto")
+    planning.add_argument("--engine", choices=choice.NAMES, default="auto")
     planning.add_argument("--server-python", metavar="PATH")
     planning.add_argument("--sglang", metavar="VERSION")
     planning.add_argument("--model", metavar="PATH_OR_ID")
@@ -66,13 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--gpus", metavar="LIST")
     planning.add_argument("--port", type=int, default=0)
     planning.add_argument("--api-key-env", metavar="NAME")
-    for command in (listing, planning):
+    validating = commands.add_parser(
+        "validate", help="run servers of known state; do the kits tell them apart?"
+    )
+    validating.set_defaults(command=validation.validate)
+    validation.add_options(validating)
+    for command in (listing, planning, validating):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
     return parser
 
 
-def _list(folder: Path, options: argparse.Namespace) -> Exit:
+def _list(options: argparse.Namespace) -> Exit:
+    folder = configs.find_directory(Path.cwd(), options.configs)
     found = [configs.load(folder, name) for name in configs.names(folder)]
     if options.json:
         rows = [
@@ -101,7 +109,7 @@ def _list(folder: Path, options: argparse.Namespace) -> Exit:
 
 def _needs(config: configs.Configuration) -> str:
     requires = config.requires
-    parts = ["1 GPU" if requires.gpus == 1 else f"{requires.gpus} GPUs"]
+    parts = [{0: "no GPU", 1: "1 GPU"}.get(requires.gpus, f"{requires.gpus} GPUs")]
     if requires.memory_gib:
         parts.append(f"{requires.memory_gib:g} GiB")
     if requires.compute_capability:
@@ -109,12 +117,12 @@ def _needs(config: configs.Configuration) -> str:
     return "\n".join(parts)
 
 
-def _plan(folder: Path, options: argparse.Namespace) -> Exit:
+def _plan(options: argparse.Namespace) -> Exit:
     asked = run.Options.read(
         options,
         selections=options.selections,
         changes=options.set,
-        configs_directory=folder,
+        configs_directory=configs.find_directory(Path.cwd(), options.configs),
         dry=True,
     )
     plan = run.plan(asked)
@@ -131,6 +139,8 @@ def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
     launch = cell.launch(plan.options, log=Path("server.log"), deadline=0.0)
     return {
         "cell": cell.id,
+        "label": cell.cell.label,
+        "in_place_of": list(cell.cell.in_place_of),
         "suites": cell.config.suites,
         "estimated_seconds": cell.config.estimated_seconds,
         "gpus": [gpu.uuid for gpu in cell.gpus],
@@ -143,9 +153,10 @@ def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
 
 
 def _print_plan(engine: Engine, visible: int, rows: Sequence[dict[str, Any]]) -> None:
-    print(f"engine {engine.name}: {engine.reason}; GPUs visible: {visible}")
+    note = f" ({engine.note})" if engine.note else ""
+    print(f"engine {engine.name}{note}: {engine.reason}; GPUs visible: {visible}")
     for row in rows:
-        print(f"\n{row['cell']}  (about {row['estimated_seconds']} s; {', '.join(row['suites'])})")
+        print(f"\n{row['label']}  (about {row['estimated_seconds']} s; {', '.join(row['suites'])})")
         if row["unfit"]:
             print(f"  not run here: {row['unfit']}")
             continue

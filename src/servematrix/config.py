@@ -18,11 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+T = TypeVar("T", bound=BaseModel)
 Scalar = str | int | float | bool
+LAUNCHED = ("sglang", "sglang-cpu", "reference")
+ENGINES = (*LAUNCHED, "attach")
 Probe = Literal[
     "capital_france",
     "basic_math",
@@ -35,6 +38,7 @@ Probe = Literal[
 _FLAG = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 Flag = Annotated[str, Field(pattern=_FLAG)]
+Concurrency = Annotated[str, Field(pattern=r"^[1-9][0-9]*$")]
 Variable = Annotated[str, Field(pattern=_VARIABLE)]
 
 
@@ -47,11 +51,20 @@ class _Table(BaseModel):
 
 
 class Requires(_Table):
-    """What a configuration needs of the machine; without a GPU (engine `reference`) it is moot."""
+    """What a configuration needs of the machine; engine `reference` needs none of it.
 
-    gpus: int = Field(default=1, ge=1)
+    No GPU at all (`gpus = 0`) makes it one for engines that serve without.
+    """
+
+    gpus: int = Field(default=1, ge=0)
     memory_gib: float | None = Field(default=None, gt=0)
     compute_capability: str | None = Field(default=None, pattern=r"^(>=)?\d+\.\d+$")
+
+    @model_validator(mode="after")
+    def _nothing_of_no_gpu(self) -> Requires:
+        if self.gpus == 0 and (self.memory_gib or self.compute_capability):
+            raise ValueError("gpus = 0 asks for no GPU, and memory or compute capability for one")
+        return self
 
 
 class Model(_Table):
@@ -86,10 +99,45 @@ class HellaswagGate(_Table):
     accuracy_threshold: float | None = Field(default=None, ge=0, le=1)
 
 
+class ConsistencyLimits(_Table):
+    """Limits of one dtype: nats, `top1` a share; those left out are `gates.consistency.LIMITS`."""
+
+    relative: float | None = Field(default=None, gt=0)
+    mean: float | None = Field(default=None, gt=0)
+    p99: float | None = Field(default=None, gt=0)
+    worst_sequence: float | None = Field(default=None, gt=0)
+    largest_gap: float | None = Field(default=None, gt=0)
+    top1: float | None = Field(default=None, ge=0, le=1)
+
+
+class DecodeConsistencyGate(_Table):
+    """Limits of `DecodeConsistencyMixin` by the dtype that the server computes in."""
+
+    bfloat16: ConsistencyLimits | None = None
+    float16: ConsistencyLimits | None = None
+    float32: ConsistencyLimits | None = None
+
+
+class CudaGraphGate(_Table):
+    """What `CudaGraphMixin` expects; without it, what the server says of itself."""
+
+    expected: Literal["on", "off"] | None = None
+
+
+class SpecDecodingGate(_Table):
+    """Limits of `SpecDecodingMixin`: accept length in tokens a pass, `near_tie` in nats."""
+
+    acc_length_threshold: float | None = Field(default=None, ge=1)
+    near_tie: float | None = Field(default=None, gt=0)
+
+
 class Gates(_Table):
     """Limits by kit; a key that is left out keeps the kit's default."""
 
     fwd_occupancy: OccupancyGate = OccupancyGate()
+    decode_consistency: DecodeConsistencyGate = DecodeConsistencyGate()
+    cuda_graph: CudaGraphGate = CudaGraphGate()
+    spec_decoding: SpecDecodingGate = SpecDecodingGate()
     hellaswag: HellaswagGate = HellaswagGate()
 
 
@@ -106,12 +154,13 @@ class OccupancyKit(_Table):
 
 
 class HellaswagKit(_Table):
-    """How `HellaswagMixin` measures: counts of items."""
+    """How `HellaswagMixin` measures: counts of items; `packaged` takes the project's own set."""
 
     num_questions: int | None = Field(default=None, ge=1)
     num_shots: int | None = Field(default=None, ge=0)
     batch_items: int | None = Field(default=None, ge=1)
     parallel: int | None = Field(default=None, ge=1)
+    packaged: bool | None = None
 
 
 class DecodeCorrectnessKit(_Table):
@@ -127,10 +176,35 @@ class SchedulerStressKit(_Table):
     knows_capitals: bool | None = None
 
 
+class DecodeConsistencyKit(_Table):
+    """How `DecodeConsistencyMixin` measures; `prompts` by concurrency, lengths in tokens."""
+
+    prompts: dict[Concurrency, Annotated[int, Field(ge=0)]] | None = None
+    tokens: int | None = Field(default=None, ge=2)
+    cache_tokens: int | None = Field(default=None, ge=2)
+    auto_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+
+
+class CudaGraphKit(_Table):
+    """How `CudaGraphMixin` measures: tokens of each request."""
+
+    tokens: int | None = Field(default=None, ge=16)
+
+
+class SpecDecodingKit(_Table):
+    """How `SpecDecodingMixin` measures: tokens of each request."""
+
+    tokens: int | None = Field(default=None, ge=16)
+    auto_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+
+
 class Kits(_Table):
     """Settings by kit; a key that is left out keeps the kit's default."""
 
     fwd_occupancy: OccupancyKit = OccupancyKit()
+    decode_consistency: DecodeConsistencyKit = DecodeConsistencyKit()
+    cuda_graph: CudaGraphKit = CudaGraphKit()
+    spec_decoding: SpecDecodingKit = SpecDecodingKit()
     hellaswag: HellaswagKit = HellaswagKit()
     decode_correctness: DecodeCorrectnessKit = DecodeCorrectnessKit()
     scheduler_stress: SchedulerStressKit = SchedulerStressKit()
@@ -159,6 +233,7 @@ class Configuration(_Table):
     stage: str = Field(min_length=1)
     estimated_seconds: int = Field(gt=0)
     suites: list[str] = Field(min_length=1)
+    instead: dict[str, str] = {}
     requires: Requires = Requires()
     model: Model
     arguments: dict[Flag, Scalar] = {}
@@ -176,6 +251,17 @@ class Configuration(_Table):
                 raise ValueError(f"axis {name!r} needs at least one value and no value twice")
         return axis
 
+    @field_validator("instead")
+    @classmethod
+    def _engines_are_known(cls, instead: dict[str, str]) -> dict[str, str]:
+        for engine in instead:
+            if engine not in ENGINES:
+                raise ValueError(
+                    f"unknown engine {engine!r}{nearest(engine, ENGINES)}; "
+                    f"there are: {', '.join(ENGINES)}"
+                )
+        return instead
+
     @model_validator(mode="after")
     def _conditions_are_known(self) -> Configuration:
         known = ["vendor", "compute_capability", "gpu_name", "engine", *self.axis]
@@ -183,14 +269,14 @@ class Configuration(_Table):
             for key in override.when:
                 if key not in known:
                     raise ValueError(
-                        f"overrides.{number}.when: unknown condition {key!r}{_nearest(key, known)}"
+                        f"overrides.{number}.when: unknown condition {key!r}{nearest(key, known)}"
                     )
                 values = [str(value) for value in self.axis.get(key, [])]
                 wanted = str(override.when[key])
                 if key in self.axis and wanted not in values:
                     raise ValueError(
                         f"overrides.{number}.when: the axis {key!r} has no value {wanted!r}"
-                        f"{_nearest(wanted, values)}; it has {', '.join(values)}"
+                        f"{nearest(wanted, values)}; it has {', '.join(values)}"
                     )
         return self
 
@@ -259,7 +345,7 @@ def load(directory: Path, name: str) -> Configuration:
     if not path.is_file():
         known = names(directory)
         raise ConfigError(
-            f"no configuration {name!r} in {directory}{_nearest(name, known)}; "
+            f"no configuration {name!r} in {directory}{nearest(name, known)}; "
             f"there are: {', '.join(known)}"
         )
     try:
@@ -268,7 +354,15 @@ def load(directory: Path, name: str) -> Configuration:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if "name" in raw:
         raise ConfigError(f"{path}: key 'name': leave it out, the file's name is the name")
-    return _checked({**raw, "name": name}, str(path))
+    config = checked(Configuration, {**raw, "name": name}, str(path))
+    for engine, other in config.instead.items():
+        known = [one for one in names(directory) if one != name]
+        if other not in known:
+            raise ConfigError(
+                f"{path}: key 'instead.{engine}': no other configuration {other!r} in {directory}"
+                f"{nearest(other, known)}; there are: {', '.join(known)}"
+            )
+    return config
 
 
 def resolve(
@@ -283,8 +377,8 @@ def resolve(
     and no overrides; it is checked again as a whole.
     """
     raw = config.model_dump(exclude_none=True, exclude_unset=True)
-    raw.pop("overrides", None)
-    raw.pop("axis", None)
+    for key in ("overrides", "axis", "instead"):
+        raw.pop(key, None)
     for override in config.overrides:
         if place.matches(override.when, axis):
             patch = override.model_dump(exclude_none=True, exclude_unset=True)
@@ -295,7 +389,7 @@ def resolve(
     for table in ("arguments", "environment"):
         raw[table] = {key: _filled(value, axis) for key, value in raw.get(table, {}).items()}
     where = f"--set {' --set '.join(changes)}" if changes else f"configuration {config.name}"
-    return _checked(raw, where)
+    return checked(Configuration, raw, where)
 
 
 def digest(config: Configuration) -> str:
@@ -342,7 +436,7 @@ def _assignment(change: str) -> dict[str, Any]:
         raise ConfigError(
             f"--set {change}: expected key=value, such as gates.fwd_occupancy.threshold=96"
         )
-    if parts[0] in ("name", "axis", "overrides"):
+    if parts[0] in ("name", "axis", "overrides", "instead"):
         raise ConfigError(f"--set {change}: {parts[0]!r} cannot be set from the command line")
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
@@ -353,21 +447,22 @@ def _assignment(change: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _checked(raw: Mapping[str, Any], where: str) -> Configuration:
+def checked(table: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """What was read, as a table; ConfigError with one line a problem, each begins with `where`."""
     try:
-        return Configuration.model_validate(raw)
+        return table.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{where}: {_sentence(dict(problem))}" for problem in error.errors()]
+        lines = [f"{where}: {_sentence(dict(problem), table)}" for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
-def _sentence(problem: Mapping[str, Any]) -> str:
+def _sentence(problem: Mapping[str, Any], table: type[BaseModel]) -> str:
     location = [part for part in problem["loc"] if part not in ("str", "int", "float", "bool")]
     key = ".".join(str(part) for part in location if part != "[key]")
     if problem["type"] == "extra_forbidden":
-        allowed = sorted(_fields_at(Configuration, location[:-1]))
+        allowed = sorted(_fields_at(table, location[:-1]))
         return (
-            f"unknown key {key!r}{_nearest(str(location[-1]), allowed)}; "
+            f"unknown key {key!r}{nearest(str(location[-1]), allowed)}; "
             f"allowed here: {', '.join(allowed)}"
         )
     if problem["type"] == "missing":
@@ -388,7 +483,8 @@ def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> Iterator[str]
             continue
         current = _table_in(current.model_fields[part].annotation)
     for name in current.model_fields if current else ():
-        if name != "name":
+        # a configuration is called as its file is
+        if (current, name) != (Configuration, "name"):
             yield name
 
 
@@ -403,7 +499,8 @@ def _table_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A hint at the known word that is meant, to follow the wrong one; empty where none is near."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

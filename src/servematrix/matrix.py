@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from servematrix import config as configs
@@ -24,6 +24,14 @@ class Cell:
 
     config: Configuration
     axis: Mapping[str, Scalar] = field(default_factory=dict)
+    in_place_of: tuple[str, ...] = ()
+    """Cells that were asked for and that the engine is given this one instead of."""
+
+    @property
+    def label(self) -> str:
+        """The name, and what it takes the place of."""
+        replaced = f" in place of {', '.join(self.in_place_of)}" if self.in_place_of else ""
+        return f"{self.id}{replaced}"
 
     @property
     def id(self) -> str:
@@ -44,6 +52,21 @@ def select(directory: Path, selections: Sequence[str]) -> list[Cell]:
             for cell in _cells_of(directory, part):
                 cells.setdefault(cell.id, cell)
     return list(cells.values())
+
+
+def for_engine(directory: Path, cells: Sequence[Cell], engine: str) -> list[Cell]:
+    """The cells that an engine is given for these: what a configuration names in `instead`, if so.
+
+    A cell that takes the place of several, or was asked for as well, comes once.
+    """
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        other = cell.config.instead.get(engine)
+        replaced = () if other is None else (cell.id,)
+        for one in [cell] if other is None else expand(configs.load(directory, other)):
+            known = found.get(one.id, one)
+            found[one.id] = replace(known, in_place_of=(*known.in_place_of, *replaced))
+    return list(found.values())
 
 
 def expand(config: Configuration) -> Iterator[Cell]:

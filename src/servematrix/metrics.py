@@ -18,9 +18,10 @@ _THROUGHPUT = "sglang:gen_throughput"
 _ACCEPT = "sglang:spec_accept_length"
 _FORWARD = "sglang:forward_execution_seconds_total"
 _GRAPHS = "sglang:cuda_graph_passes_total"
-_GRAPH_GAUGE = "sglang:is_cuda_graph"
+GRAPH_GAUGE = "sglang:is_cuda_graph"
+"""Shows whether the last pass had a CUDA graph; 0.5.8 has the counter beside it."""
 _REQUESTS = "sglang:num_requests_total"
-_OLD_FORWARD = "sglang:gpu_execution_seconds_total"
+OLD_FORWARD = "sglang:gpu_execution_seconds_total"
 """The forward times' name up to 0.5.10, which has no occupancy gauge; 0.5.12 has the new name."""
 _WANTED = tuple(
     name + end
@@ -32,9 +33,9 @@ _WANTED = tuple(
         _ACCEPT,
         _FORWARD,
         _GRAPHS,
-        _GRAPH_GAUGE,
+        GRAPH_GAUGE,
         _REQUESTS,
-        _OLD_FORWARD,
+        OLD_FORWARD,
     )
     for end in ("{", " ")
 )
@@ -85,7 +86,7 @@ class Metrics:
     ranks: Mapping[str, RankMetrics]
     num_requests_total: float | None
     older_names: frozenset[str] = frozenset()
-    """Metrics found that a newer one has replaced; their values are not used."""
+    """Metrics found that a newer one replaces (`OLD_FORWARD`, `GRAPH_GAUGE`); they are not used."""
 
     @property
     def cuda_graph_passes(self) -> Mapping[str, float] | None:
@@ -114,7 +115,7 @@ def read(text: str) -> Metrics:
     requests: float | None = None
     older: set[str] = set()
     for name, labels, value in _samples(text):
-        if name in (_GRAPH_GAUGE, _OLD_FORWARD):
+        if name in (GRAPH_GAUGE, OLD_FORWARD):
             older.add(name)
             continue
         if name == _REQUESTS:

@@ -25,7 +25,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--engine",
         {
-            "choices": ("auto", "sglang", "reference"),
+            "choices": ("auto", "sglang", "sglang-cpu", "reference"),
             "default": "auto",
             "help": "what serves; auto: SGLang where a GPU and SGLang are found, else reference",
         },

@@ -20,6 +20,7 @@ from servematrix import gpus, matrix
 from servematrix.config import ConfigError, Configuration, Place
 from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem, Launch
+from servematrix.engines.embedded import SIMULATED
 from servematrix.gpus import Gpu, Requirement
 from servematrix.matrix import Cell
 from servematrix.records import file_name
@@ -87,7 +88,7 @@ class PlannedCell:
     config: Configuration
     gpus: tuple[Gpu, ...]
     unfit: str | None = None
-    """Why no visible GPU can run this cell; None where one can, or none is needed."""
+    """Why this cell cannot run here: the engine or the GPUs do not suit it; None where it can."""
 
     @property
     def id(self) -> str:
@@ -151,8 +152,8 @@ class Plan:
 
         `simulated` tells that an attached server turned out to be the embedded one.
         """
-        simulated = simulated or self.simulated
-        label = " (simulated: says that the matrix works, never that a server is good)"
+        note = SIMULATED if simulated else self.engine.note
+        label = f" ({note})" if note else ""
         models = sorted({f"model {cell.config.model.path}" for cell in self.cells})
         if self.engine.name == "attach":
             models = [f"what {self.options.base_url} serves"]
@@ -161,11 +162,24 @@ class Plan:
         if self.engine.name == "attach":
             here = ", ".join(sorted({gpu.name for gpu in self.visible}))
             shown = f"unknown (on this machine: {here})" if here else "unknown"
-        items = "packaged reference items" if simulated else "Rowan/hellaswag"
         return (
-            f"engine {self.engine.name}{label if simulated else ''}; "
+            f"engine {self.engine.name}{label}; "
             f"{', '.join(sorted(answered) or models)}; "
-            f"GPU {shown}; HellaSwag data: {self.options.hellaswag or items}"
+            f"GPU {shown}; HellaSwag data: {self._items(simulated or self.simulated)}"
+        )
+
+    def _items(self, simulated: bool) -> str:
+        if self.options.hellaswag:
+            return self.options.hellaswag
+        packaged = [cell.config.kits.hellaswag.packaged for cell in self.cells]
+        own = [simulated if one is None else one for one in packaged]
+        return ", ".join(
+            name
+            for name, is_used in (
+                ("packaged reference items", any(own)),
+                ("Rowan/hellaswag", not all(own)),
+            )
+            if is_used
         )
 
 
@@ -186,6 +200,7 @@ def plan(options: Options) -> Plan:
         sglang_version=options.sglang,
         gpus=visible,
     )
+    cells = matrix.for_engine(options.configs_directory, cells, engine.name)
     planned = [_planned(cell, options, engine, visible) for cell in cells]
     unfit = [cell.unfit for cell in planned if cell.unfit]
     if planned and len(unfit) == len(planned):
@@ -208,6 +223,10 @@ def _check(options: Options) -> None:
     if options.hellaswag is not None and not Path(options.hellaswag).is_file():
         raise EnvironmentProblem(f"--hellaswag {options.hellaswag}: no such file")
     if options.base_url is None:
+        if options.gpus and options.engine in ("sglang-cpu", "reference"):
+            raise EnvironmentProblem(
+                f"--gpus is about GPUs, and --engine {options.engine} uses none; leave one out"
+            )
         return
     ignored = {
         "--port": options.port,
@@ -228,6 +247,9 @@ def _check(options: Options) -> None:
 
 def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu]) -> PlannedCell:
     config = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
+    misfit = _misfit(config, engine)
+    if misfit:
+        return PlannedCell(cell, config, (), unfit=f"{cell.id}: {misfit}")
     if engine.name != "sglang" or (options.dry and not visible):
         return PlannedCell(cell, config, ())
     try:
@@ -238,6 +260,24 @@ def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu
     place = _place(engine.name, chosen)
     config = configs.resolve(cell.config, cell.axis, place, options.assignments)
     return PlannedCell(cell, config, chosen)
+
+
+def _misfit(config: Configuration, engine: Engine) -> str | None:
+    """Why an engine cannot serve a configuration on any machine, as one clause."""
+    needed = config.requires.gpus
+    if engine.name == "sglang" and needed == 0:
+        return "it is for engines without a GPU (requires.gpus = 0), and engine sglang has one"
+    if engine.name != "sglang-cpu":
+        return None
+    if needed:
+        return (
+            f"{needed} GPU{'s are' if needed > 1 else ' is'} needed, and engine sglang-cpu has "
+            "none; take a configuration with requires.gpus = 0, or name one for it with "
+            "instead.sglang-cpu"
+        )
+    if "speculative-algorithm" in config.arguments:
+        return "speculation needs compiled kernels, and engine sglang-cpu has none"
+    return None
 
 
 def _requirement(config: Configuration) -> Requirement:

@@ -6,10 +6,6 @@ for the cells that it is given.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +16,9 @@ import pytest
 from servematrix import config as configs
 from servematrix import provenance, run
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
-from servematrix.engines.guard import PR_SET_PDEATHSIG
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
+from servematrix.interrupts import end_in_good_order
 from servematrix.outcome import Outcome
 from servematrix.records import RecordsError, Run
 from servematrix.reporter import give_up
@@ -43,7 +39,7 @@ class MatrixSession:
         self._api_key = self.options.api_key()
         self.plan = run.plan(self.options)
         self._suites_met: set[str] = set()
-        _end_in_good_order()
+        end_in_good_order()
         self._check_workers()
         self._records = None if config.option.collectonly else self._open_records()
         if self._records is not None:
@@ -67,7 +63,8 @@ class MatrixSession:
         records.write(
             "run", **provenance.header(self.plan, config.rootpath, provenance.command_line())
         )
-        config.pluginmanager.register(Outcome(records, self.plan))
+        strict = bool(config.getini("strict"))  # pytest's own --strict
+        config.pluginmanager.register(Outcome(records, self.plan, strict=strict))
         return records
 
     @pytest.hookimpl(optionalhook=True)
@@ -98,7 +95,7 @@ class MatrixSession:
         kept = f"records in {self._records.folder}" if self._records else "nothing is run"
         return [
             f"servematrix: {self.plan.subject()}; {self.plan.engine.reason}",
-            f"servematrix: cells {', '.join(cell.id for cell in self.plan.cells)}; {kept}",
+            f"servematrix: cells {', '.join(cell.cell.label for cell in self.plan.cells)}; {kept}",
         ]
 
     # -- collection ------------------------------------------------------------------------------
@@ -151,7 +148,7 @@ class MatrixSession:
             deadline=self.plan.start_deadline,
         )
         try:
-            self.plan.engine.prepare(self._say)
+            self.plan.engine.prepare(launch, self._say)
             running = self.plan.engine.start(launch)
         except EnvironmentProblem as problem:
             pytest.exit(str(problem), returncode=Exit.USAGE)
@@ -203,6 +200,7 @@ class MatrixSession:
             cell=planned.id,
             configuration=planned.config.model_dump(exclude_none=True),
             parameters=dict(planned.cell.axis),
+            in_place_of=list(planned.cell.in_place_of),
             gpus=[gpu.uuid for gpu in planned.gpus],
             command=served.server.command,
             environment=self.plan.engine.environment(launch),
@@ -211,6 +209,7 @@ class MatrixSession:
             versions=served.versions,
             model=served.model,
             simulated=served.simulated,
+            note=self.plan.engine.note,
             differences=differences,
         )
 
@@ -235,15 +234,6 @@ def _options(config: pytest.Config) -> run.Options:
         changes=option.servematrix_set,
         configs_directory=folder,
     )
-
-
-def _end_in_good_order() -> None:
-    """Make SIGTERM, and the end of nox, an interrupt: servers stop, and what was found is told."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if "NOX_CURRENT_SESSION" in os.environ:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _whole(config: pytest.Config) -> bool:

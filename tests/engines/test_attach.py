@@ -42,8 +42,8 @@ def running(request: pytest.FixtureRequest, fakes: Any, port: int) -> Iterator[A
 @pytest.mark.parametrize("running", ["good"], indirect=True)
 def test_it_uses_the_server_and_leaves_it_alone(fakes: Any, running: Any, port: int) -> None:
     engine = AttachEngine(f"http://127.0.0.1:{port}/", "a test")
-    engine.prepare(print)
     launch = fakes.launch()
+    engine.prepare(launch, print)
     assert engine.command(launch) == []
     assert engine.environment(launch) == {}
     server = engine.start(launch)

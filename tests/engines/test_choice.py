@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from servematrix import plugin
 from servematrix.engines import choice, environments
 from servematrix.engines.base import EnvironmentProblem
 from servematrix.engines.environments import NoSglangError
@@ -80,6 +81,36 @@ def test_reference_when_asked(pythons: dict[str, str]) -> None:
     assert (chosen.name, chosen.reason) == ("reference", "--engine reference was given")
 
 
+def test_the_cpu_only_when_asked(tmp_path: Path) -> None:
+    assert choose().name == "reference"
+    for gpus in ([], [GPU]):
+        chosen = choose("sglang-cpu", gpus=gpus)
+        assert (chosen.name, chosen.version) == ("sglang-cpu", "0.5.16")
+        assert chosen.reason == "--engine sglang-cpu was given"
+    folder = tmp_path / "servematrix" / "servers" / "sglang-cpu-0.5.17"
+    chosen = choose("sglang-cpu", sglang_version="0.5.17")
+    assert chosen.python == folder / "bin" / "python"
+    assert chosen.reason == "--engine sglang-cpu was given and --sglang 0.5.17"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cpu_with_a_named_python(
+    pythons: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pythons[sys.executable] = "0.5.16"
+    monkeypatch.setattr(choice, "require_cpu_build", lambda python: "2.13.0+cpu")
+    chosen = choose("sglang-cpu", server_python=sys.executable)
+    assert chosen.reason == (
+        f"--engine sglang-cpu was given and {sys.executable} has SGLang 0.5.16 and PyTorch "
+        "2.13.0+cpu"
+    )
+
+
+def test_the_options_of_pytest_and_of_the_command_are_the_same() -> None:
+    settings = dict(plugin._OPTIONS)
+    assert settings["--engine"]["choices"] == choice.NAMES
+
+
 def test_a_running_server_wins() -> None:
     chosen = choose("sglang", base_url="http://127.0.0.1:1")
     assert (chosen.name, chosen.base_url) == ("attach", "http://127.0.0.1:1")
@@ -126,7 +157,12 @@ def test_a_version_is_made_later(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "changes", "told"),
     [
-        ("vllm", {}, "--engine vllm: not one of auto, sglang, reference"),
+        ("vllm", {}, "--engine vllm: not one of auto, sglang, sglang-cpu, reference"),
+        ("sglang-cpu", {"server_python": "x", "sglang_version": "1"}, "leave one out"),
+        ("sglang-cpu", {"server_python": "x", "base_url": "http://h"}, "and --base-url another"),
+        ("sglang-cpu", {"server_python": "/no/python"}, "/no/python: there is no such program"),
+        ("sglang-cpu", {"server_python": sys.executable}, "sglang-cpu needs SGLang and PyTorch, b"),
+        ("sglang-cpu", {"sglang_version": "../x"}, "--sglang ../x: not a version"),
         ("auto", {"server_python": "x", "sglang_version": "1"}, "leave one out"),
         ("reference", {"sglang_version": "1"}, "--sglang names a server to start and --engine"),
         ("auto", {"server_python": "x", "base_url": "http://h"}, "and --base-url another one"),

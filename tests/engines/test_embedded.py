@@ -14,8 +14,9 @@ def test_it_starts_and_says_what_it_is(fakes: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MY_KEY", "s3cret-key")
     arguments = {"cuda-graph-max-bs": 4, "enable-metrics": True}
     engine = EmbeddedEngine("a test")
-    engine.prepare(print)
-    server = engine.start(fakes.launch(arguments=arguments, api_key_env="MY_KEY"))
+    launch = fakes.launch(arguments=arguments, api_key_env="MY_KEY")
+    engine.prepare(launch, print)
+    server = engine.start(launch)
     try:
         assert list(server.versions()) == ["reference"]
         assert server.died() is None

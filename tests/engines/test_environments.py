@@ -96,7 +96,7 @@ def test_it_is_made_once(tools: Tools) -> None:
     python = environment.python
     assert tools.calls.read_text().splitlines() == [
         f"venv --python >=3.11,<3.13 {environment.folder}",
-        f"pip install --prerelease=allow --python {python} sglang==0.5.16",
+        f"pip install --compile-bytecode --python {python} --prerelease=allow sglang==0.5.16",
     ]
     assert len(tools.said) == 2
     assert str(environment.folder) in tools.said[0]
@@ -178,10 +178,10 @@ def test_a_folder_that_cannot_be_written_is_an_error(tools: Tools) -> None:
 
 
 def test_without_uv_pip_is_used(tools: Tools) -> None:
-    environment = tools.environment()
-    venv, install = environment._commands()
-    assert venv == [sys.executable, "-m", "venv", str(environment.folder)]
-    assert install[1:] == ["-m", "pip", "install", "sglang==0.5.16"]
+    python = tools.root / "bin" / "python"
+    tool = environments.installer(python)
+    assert tool.venv(tools.root) == [sys.executable, "-m", "venv", str(tools.root)]
+    assert tool.install("a", "b") == [str(python), "-m", "pip", "install", "a", "b"]
 
 
 @pytest.mark.parametrize("version", ["", "latest", "../0.5.16", "0.5.16; rm", "-r x", "0.5.16/.."])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -217,6 +218,18 @@ def test_a_port_in_use_is_an_error_that_names_its_holder(fakes: Any) -> None:
     assert f"port {port} on 127.0.0.1 is in use by " in str(problem.value)
     assert f"(pid {os.getpid()})" in str(problem.value)
     assert ports.with_port(fakes.launch(port=port)).port == port
+
+
+def test_a_chosen_port_is_none_that_connections_are_given(
+    fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    chosen = {ports.with_port(fakes.launch()).port for _ in range(20)}
+    assert not any(first <= port <= last for port in chosen)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        taken = holder.getsockname()[1]
+        monkeypatch.setattr(ports, "_quiet_ports", lambda: [taken] * ports.TRIES)
+        assert ports.with_port(fakes.launch()).port != taken
 
 
 def test_an_address_that_is_not_ours_is_an_error(fakes: Any) -> None:

@@ -133,7 +133,7 @@ def test_a_server_that_cannot_start_is_a_failure_with_its_log(fakes: Any) -> Non
     assert "sglang" in str(failure.value).splitlines()[-1]
 
 
-def test_prepare_makes_the_environment_once(tmp_path: Path) -> None:
+def test_prepare_makes_the_environment_once(fakes: Any, tmp_path: Path) -> None:
     made: list[str] = []
 
     class Environment(ServerEnvironment):
@@ -145,13 +145,13 @@ def test_prepare_makes_the_environment_once(tmp_path: Path) -> None:
 
     environment = Environment("0.5.16", tmp_path)
     prepared = SglangEngine(environment.python, "0.5.16", "a test", environment)
-    prepared.prepare(print)
-    prepared.prepare(print)
+    prepared.prepare(fakes.launch(), print)
+    prepared.prepare(fakes.launch(), print)
     assert made == ["0.5.16"]
-    engine().prepare(print)
+    engine().prepare(fakes.launch(), print)
 
 
-def test_an_environment_with_another_version_is_an_error(tmp_path: Path) -> None:
+def test_an_environment_with_another_version_is_an_error(fakes: Any, tmp_path: Path) -> None:
     environment = ServerEnvironment("0.5.17", tmp_path)
     environment.python.parent.mkdir(parents=True)
     environment.python.write_text("#!/bin/sh\necho 0.5.16\n")
@@ -159,4 +159,4 @@ def test_an_environment_with_another_version_is_an_error(tmp_path: Path) -> None
     (environment.folder / ".servematrix-whole").touch()
     wrong = SglangEngine(environment.python, "0.5.17", "a test", environment)
     with pytest.raises(EnvironmentProblem, match=r"has SGLang 0\.5\.16 where 0\.5\.17 is expected"):
-        wrong.prepare(print)
+        wrong.prepare(fakes.launch(), print)

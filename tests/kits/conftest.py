@@ -53,6 +53,7 @@ class Scripted:
         self.gauge: Callable[[int], float] = lambda window: 98.0 + window / 100
         self.idle_gauge = 55.5
         self.counter_share: float | None = 0.98
+        self.more_metrics = ""
         self.running_reqs = 1
         self.served_extra = 0
         self.finish = "length"
@@ -86,7 +87,7 @@ class Scripted:
             busy = self.counter_share * (time.monotonic() - self._started) if running else 0.0
             name = "sglang:forward_execution_seconds_total"
             lines.append(f'{name}{{category="decode",{LABELS}}} {busy}')
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, self.more_metrics]) + "\n"
 
     def scraped(self) -> int:
         with self._scraped:

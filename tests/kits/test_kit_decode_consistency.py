@@ -45,6 +45,7 @@ def test_a_healthy_server_passes(run, server, test):
 
 
 def test_each_concurrency_is_reached_and_told(run, server, capsys):
+    server.seconds = 0.1
     ran = run(DECODE)
     assert server.most_running == 4
     assert {"mean, concurrency 1", "mean, concurrency 4"} <= set(ran.verdict.numbers)
@@ -63,6 +64,7 @@ def test_coarse_numbers_in_the_decode_path_fail(run, server):
 
 
 def test_a_fault_of_one_batch_size_is_not_diluted(run, server):
+    server.seconds = 0.05
     server.noise = lambda context: rounding(context) * (8 if server.running > 1 else 1)
     ran = run(DECODE)
     assert isinstance(ran.raised, VerdictFailed)

@@ -6,7 +6,7 @@ import pytest
 
 from servematrix.gates import occupancy, sequential, trace
 from servematrix.kits import FwdOccupancyMixin, scrapes
-from servematrix.kits.base import Inconclusive, MeasurementError, VerdictFailed
+from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
 
 TEST = "test_fwd_occupancy"
 FAST = {
@@ -167,7 +167,6 @@ def test_the_value_of_the_request_before_never_counts(run, scripted):
 @pytest.mark.parametrize(
     ("knobs", "told"),
     [
-        ({"overrides": {"/metrics": (404, "")}}, "--enable-metrics"),
         ({"timer": False}, "SGLANG_ENABLE_METRICS_DEVICE_TIMER=1"),
         ({"gauge": lambda window: math.nan, "idle_gauge": math.nan}, "only NaN"),
         ({"gauge": lambda window: 99.0}, "stalled gauge"),
@@ -188,6 +187,22 @@ def test_a_measurement_that_does_not_hold_is_an_error(run, scripted, knobs, told
     ran = run()
     assert isinstance(ran.raised, MeasurementError)
     assert told in ran.verdict.reason
+
+
+def test_a_server_without_metrics_is_not_applicable(run, scripted):
+    scripted.overrides["/metrics"] = (404, "")
+    ran = run()
+    assert isinstance(ran.raised, NotApplicable)
+    assert "--enable-metrics" in ran.verdict.reason
+
+
+def test_a_version_from_before_the_gauge_is_not_applicable(run, scripted):
+    scripted.timer = False
+    scripted.counter_share = None
+    scripted.more_metrics = 'sglang:gpu_execution_seconds_total{category="forward_decode"} 1.5'
+    ran = run()
+    assert isinstance(ran.raised, NotApplicable)
+    assert "sglang:gpu_execution_seconds_total" in ran.verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from servematrix import data
 from servematrix.client import Client
 from servematrix.kits import HellaswagMixin
-from servematrix.kits.base import Inconclusive, MeasurementError, VerdictFailed
+from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
 from servematrix.kits.scoring import Scored, examples, score
 
 TEST = "test_accuracy_floor"
@@ -121,6 +121,18 @@ def test_a_short_list_is_an_error(run, scripted):
     ran = run()
     assert isinstance(ran.raised, MeasurementError)
     assert "item 0, ending 0: 4 log-probabilities" in ran.verdict.reason
+
+
+def test_a_server_without_log_probabilities_is_not_applicable(run, scripted):
+    def edit(path, body):
+        for one in body if isinstance(body, list) else ():
+            one["meta_info"].pop("input_token_logprobs", None)
+        return body
+
+    scripted.edit = edit
+    ran = run()
+    assert isinstance(ran.raised, NotApplicable)
+    assert "no input_token_logprobs" in ran.verdict.reason
 
 
 def test_an_answer_without_a_list_is_an_error(run, scripted):

@@ -20,6 +20,7 @@ class AttachEngine:
     """Uses the server behind `--base-url`."""
 
     name = "attach"
+    note = ""
 
     def __init__(self, base_url: str, reason: str) -> None:
         if "@" in base_url:
@@ -34,7 +35,7 @@ class AttachEngine:
         self.base_url = base_url.rstrip("/")
         self.reason = reason
 
-    def prepare(self, say: Say) -> None:
+    def prepare(self, launch: Launch, say: Say) -> None:
         """Nothing to do: the server runs already."""
 
     def command(self, launch: Launch) -> list[str]:

@@ -36,7 +36,7 @@ class Launch:
     cell: str
     """Name of the cell, used in messages."""
     model: str
-    """Path or identifier of the model."""
+    """Path or identifier of the model; `package:NAME==VERSION` for `sglang-cpu`."""
     draft_model: str | None
     """Path or identifier of the draft model, None without speculation by a draft."""
     arguments: Mapping[str, str | int | float | bool]
@@ -88,13 +88,17 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """`sglang`, `reference` or `attach`."""
+        """`sglang`, `sglang-cpu`, `reference` or `attach`."""
+
+    @property
+    def note(self) -> str:
+        """What must be known to read what is measured, as one clause; empty where nothing."""
 
     @property
     def reason(self) -> str:
         """Why this engine was chosen, as one clause."""
 
-    def prepare(self, say: Say) -> None:
+    def prepare(self, launch: Launch, say: Say) -> None:
         """Make what `start` needs and what takes long, once; does nothing the second time.
 
         Raises EnvironmentProblem.

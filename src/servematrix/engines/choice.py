@@ -17,7 +17,16 @@ from servematrix.engines.environments import (
     probe,
 )
 from servematrix.engines.sglang import SglangEngine
+from servematrix.engines.sglang_cpu.engine import SglangCpuEngine
+from servematrix.engines.sglang_cpu.environment import (
+    DEFAULT_VERSION,
+    CpuEnvironment,
+    require_cpu_build,
+)
 from servematrix.gpus import Gpu
+
+NAMES = ("auto", "sglang", "sglang-cpu", "reference")
+"""What `--engine` takes; `auto` never takes the CPU for a GPU that is missing."""
 
 
 def choose(
@@ -28,17 +37,19 @@ def choose(
     sglang_version: str | None,
     gpus: Sequence[Gpu],
 ) -> Engine:
-    """Return the engine for `auto`, `sglang` or `reference`; `base_url` wins over it.
+    """Return the engine for one of `NAMES`; `base_url` wins over it.
 
     Nothing is started and no environment is made: `Engine.prepare` does that. Raises
-    EnvironmentProblem where `sglang` is asked for and there is no GPU or no SGLang, and for options
-    that contradict each other.
+    EnvironmentProblem where `sglang` is asked for and there is no GPU or no SGLang, where the
+    Python named for `sglang-cpu` does not fit it, and for options that contradict each other.
     """
     _check(engine, base_url, server_python, sglang_version)
     if base_url is not None:
         return AttachEngine(base_url, "--base-url names a server that runs already")
     if engine == "reference":
         return EmbeddedEngine("--engine reference was given")
+    if engine == "sglang-cpu":
+        return _sglang_cpu(server_python, sglang_version)
     if not gpus:
         if engine == "sglang":
             raise EnvironmentProblem(f"--engine sglang needs a GPU, and {_no_gpu()}")
@@ -88,8 +99,8 @@ def intend(
 def _check(
     engine: str, base_url: str | None, server_python: str | None, sglang_version: str | None
 ) -> None:
-    if engine not in ("auto", "sglang", "reference"):
-        raise EnvironmentProblem(f"--engine {engine}: not one of auto, sglang, reference")
+    if engine not in NAMES:
+        raise EnvironmentProblem(f"--engine {engine}: not one of {', '.join(NAMES)}")
     server = {"--server-python": server_python, "--sglang": sglang_version}
     given = [option for option, value in server.items() if value is not None]
     if len(given) == 2:
@@ -120,6 +131,25 @@ def _sglang(
         else:
             return SglangEngine(python, version, f"{why} and {python} has SGLang {version}")
     raise NoSglangError(" and ".join(problems))
+
+
+def _sglang_cpu(server_python: str | None, sglang_version: str | None) -> Engine:
+    why = "--engine sglang-cpu was given"
+    if server_python is None:
+        environment = CpuEnvironment(sglang_version or DEFAULT_VERSION)
+        if sglang_version is not None:
+            why += f" and --sglang {sglang_version}"
+        return SglangCpuEngine(environment.python, environment.version, why, environment)
+    python = named_python(server_python)
+    try:
+        version, torch = probe(python), require_cpu_build(python)
+    except NoSglangError as error:
+        raise EnvironmentProblem(
+            f"--engine sglang-cpu needs SGLang and PyTorch, but {error}; name another Python with "
+            "--server-python, or leave that out to have an environment made"
+        ) from error
+    reason = f"{why} and {python} has SGLang {version} and PyTorch {torch}"
+    return SglangCpuEngine(python, version, reason)
 
 
 def _seen(gpus: Sequence[Gpu]) -> str:

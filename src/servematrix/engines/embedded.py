@@ -9,17 +9,19 @@ from servematrix.engines.base import Launch, Say, Server
 from servematrix.engines.flags import LAUNCH_WITH_KEY, as_flags
 
 MODULE = "servematrix.engines.reference"
+SIMULATED = "simulated: says that the matrix works, never that a server is good"
 
 
 class EmbeddedEngine:
     """Runs `servematrix.engines.reference` in a process of its own, with SGLang's flags."""
 
     name = "reference"
+    note = SIMULATED
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
-    def prepare(self, say: Say) -> None:
+    def prepare(self, launch: Launch, say: Say) -> None:
         """Nothing to do: it ships with the package."""
 
     def command(self, launch: Launch) -> list[str]:

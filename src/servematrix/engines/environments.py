@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,7 +33,7 @@ _PROBE = """
 import importlib.metadata, importlib.util
 spec = importlib.util.find_spec("sglang")
 if spec is None or spec.origin is None:
-    raise SystemExit("no sglang")
+    raise SystemExit("no SGLang")
 try:
     print(importlib.metadata.version("sglang"))
 except importlib.metadata.PackageNotFoundError:
@@ -40,7 +42,7 @@ except importlib.metadata.PackageNotFoundError:
 
 
 class NoSglangError(EnvironmentProblem):
-    """A Python cannot import SGLang; the message is one clause that names the Python."""
+    """A Python cannot serve with SGLang; the message is one clause that names the Python."""
 
 
 def probe(python: Path) -> str:
@@ -49,9 +51,17 @@ def probe(python: Path) -> str:
     `unknown` for a copy without package metadata, such as a folder on PYTHONPATH. Raises
     NoSglangError.
     """
+    return ask(python, _PROBE, "SGLang")
+
+
+def ask(python: Path, program: str, package: str) -> str:
+    """Return what a Python prints when it runs a short program about a package it may have.
+
+    The program ends with `no <package>` where it has none. Raises NoSglangError.
+    """
     try:
         asked = subprocess.run(
-            [str(python), "-c", _PROBE],
+            [str(python), "-c", program],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -64,9 +74,9 @@ def probe(python: Path) -> str:
     if asked.returncode == 0:
         return asked.stdout.strip()
     told = asked.stderr.strip().splitlines()[-1:] or [f"exit status {asked.returncode}"]
-    if told == ["no sglang"]:
-        raise NoSglangError(f"{python} has no SGLang")
-    raise NoSglangError(f"{python} cannot say whether it has SGLang ({told[0]})")
+    if told == [f"no {package}"]:
+        raise NoSglangError(f"{python} has no {package}")
+    raise NoSglangError(f"{python} cannot say whether it has {package} ({told[0]})")
 
 
 def named_python(path: str) -> Path:
@@ -89,16 +99,22 @@ def default_pythons() -> list[Path]:
 class ServerEnvironment:
     """The environment of one version of SGLang, in the user's cache."""
 
+    kind = "sglang"
+    """How its folder's name begins."""
+    size = "several GB"
+    """What is downloaded."""
+
     def __init__(self, version: str, root: Path | None = None) -> None:
         if not _VERSION.fullmatch(version):
             raise EnvironmentProblem(f"--sglang {version}: not a version, such as 0.5.16")
         self.version = version
-        self._root = root or servers_folder()
-        self.folder = self._root / f"sglang-{version}"
+        self.folder = (root or servers_folder()) / f"{self.kind}-{version}"
         self.python = self.folder / "bin" / "python"
         # packages know their own path, so a finished environment cannot be moved into place;
         # this file, written last, tells a whole one from one whose making was cut short
         self._whole = self.folder / ".servematrix-whole"
+        self.log = Path(f"{self.folder}.log")
+        """What the installer that ran last has written."""
 
     def exists(self) -> bool:
         """Whether it is there and whole."""
@@ -106,86 +122,132 @@ class ServerEnvironment:
 
     def make(self, say: Say) -> None:
         """Make it where it is not there; raises EnvironmentProblem with the end of the log."""
-        if self.exists():
-            return
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            with self._lock(say):
-                if not self.exists():
-                    self._make(say)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"the environment of SGLang {self.version} cannot be made in {self.folder}: "
-                f"{error.strerror or error}"
-            ) from error
+        what = f"the environment of SGLang {self.version}"
+        with making(what, self.folder, say, self.exists) as needed:
+            if needed:
+                self._make(what, say)
 
-    def _lock(self, say: Say) -> AbstractContextManager[object]:
-        lock = FileLock(f"{self.folder}.lock")
-        try:
-            return lock.acquire(timeout=0)
-        except Timeout:
-            say(f"another run is making the environment of SGLang {self.version}; waiting for it")
-        try:
-            return lock.acquire(timeout=INSTALL_SECONDS)
-        except Timeout as error:
-            raise EnvironmentProblem(
-                f"another run still makes the environment of SGLang {self.version} after "
-                f"{INSTALL_SECONDS / 60:.0f} minutes (lock: {lock.lock_file})"
-            ) from error
-
-    def _make(self, say: Say) -> None:
-        log = Path(f"{self.folder}.log")
-        say(
-            f"making the environment of SGLang {self.version} in {self.folder}, once; "
-            f"this downloads several GB (log: {log})"
-        )
+    def _make(self, what: str, say: Say) -> None:
+        say(f"making {what} in {self.folder}, once; this downloads {self.size} (log: {self.log})")
         began = time.monotonic()
         shutil.rmtree(self.folder, ignore_errors=True)
-        deadline = began + INSTALL_SECONDS
-        for command in self._commands():
-            problem = _run(command, log, deadline)
-            if problem:
-                raise EnvironmentProblem(
-                    f"the environment of SGLang {self.version} could not be made: "
-                    f"`{' '.join(command)}` {problem} (log: {log})\n{last_lines(log, 20)}"
-                )
+        self._install(Steps(what, self.log, began + INSTALL_SECONDS), say)
         self._whole.touch()
         say(f"SGLang {self.version} is installed ({time.monotonic() - began:.0f} s)")
 
-    def _commands(self) -> list[list[str]]:
+    def _install(self, steps: Steps, say: Say) -> None:
         package = f"sglang=={self.version}"
-        uv = shutil.which("uv")
-        if uv is None:
-            return [
-                [sys.executable, "-m", "venv", str(self.folder)],
-                [str(self.python), "-m", "pip", "install", package],
-            ]
+        tool = installer(self.python)
+        steps.run(tool.venv(self.folder))
         # some of SGLang's dependencies are published as pre-releases only
-        install = [uv, "pip", "install", "--prerelease=allow", "--python", str(self.python)]
-        return [
-            [uv, "venv", "--python", PYTHONS_FOR_UV, str(self.folder)],
-            [*install, package],
-        ]
+        steps.run(tool.install(*(["--prerelease=allow"] if tool.uv else []), package))
+
+
+@dataclass(frozen=True)
+class Installer:
+    """uv where it is found, else pip: how an environment is made and filled."""
+
+    python: Path
+    """The environment's Python."""
+    uv: str | None
+
+    def venv(self, folder: Path, *, pip: bool = False) -> list[str]:
+        """Return the command that makes the environment; `pip` asks for pip in it."""
+        if self.uv is None:
+            return [sys.executable, "-m", "venv", str(folder)]
+        seed = ["--seed"] if pip else []
+        return [self.uv, "venv", "--python", PYTHONS_FOR_UV, str(folder), *seed]
+
+    def install(self, *arguments: str) -> list[str]:
+        """Return the command that installs; pip and uv share the options that are used here."""
+        if self.uv is None:
+            return [str(self.python), "-m", "pip", "install", *arguments]
+        compiled = ["--compile-bytecode", "--python", str(self.python)]
+        return [self.uv, "pip", "install", *compiled, *arguments]
+
+
+def installer(python: Path) -> Installer:
+    """Return the installer for an environment's Python."""
+    return Installer(python, shutil.which("uv"))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Commands that make something in a given time; the log is that of the one that ran last."""
+
+    what: str
+    """Such as `the environment of SGLang 0.5.16`."""
+    log: Path
+    deadline: float
+    """In `time.monotonic()` seconds."""
+
+    def run(self, command: list[str]) -> None:
+        """Run a command that ends with us; EnvironmentProblem with the log's end if it fails."""
+        problem = self.attempt(command)
+        if problem:
+            raise EnvironmentProblem(
+                f"{self.what} could not be made: `{' '.join(command)}` {problem} "
+                f"(log: {self.log})\n{last_lines(self.log, 20)}"
+            )
+
+    def attempt(self, command: list[str]) -> str | None:
+        """Run a command that ends with us; returns how it failed, None where it did not."""
+        with subprocess.Popen(
+            guarded(command, self.log), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as guard:
+            try:
+                guard.wait(max(0.0, self.deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                guard.terminate()
+                return f"was not done after {INSTALL_SECONDS / 60:.0f} minutes"
+            except BaseException:
+                guard.terminate()
+                raise
+            told = guard.stdout.read().strip() if guard.stdout else ""
+            return None if guard.returncode == 0 else f"failed ({told})"
+
+
+@contextmanager
+def making(what: str, folder: Path, say: Say, exists: Callable[[], bool]) -> Iterator[bool]:
+    """Hold the lock of something that is made once; True where it is still to be made.
+
+    Other runs wait for the one that makes it. EnvironmentProblem where that takes too long, and
+    where the folder cannot be written.
+    """
+    if exists():
+        yield False
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(what, folder, say):
+            yield not exists()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{what} cannot be made in {folder}: {error.strerror or error}"
+        ) from error
+
+
+def _lock(what: str, folder: Path, say: Say) -> AbstractContextManager[object]:
+    lock = FileLock(f"{folder}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another run is making {what}; waiting for it")
+    try:
+        return lock.acquire(timeout=INSTALL_SECONDS)
+    except Timeout as error:
+        raise EnvironmentProblem(
+            f"another run still makes {what} after {INSTALL_SECONDS / 60:.0f} minutes "
+            f"(lock: {lock.lock_file})"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Return the user's cache of this project: server environments, model folders."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "servematrix"
 
 
 def servers_folder() -> Path:
     """Return the folder of all server environments."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "servematrix" / "servers"
-
-
-def _run(command: list[str], log: Path, deadline: float) -> str | None:
-    """Run a command that ends with us; returns how it failed, None where it did not."""
-    with subprocess.Popen(
-        guarded(command, log), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as guard:
-        try:
-            guard.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            guard.terminate()
-            return f"was not done after {INSTALL_SECONDS / 60:.0f} minutes"
-        except BaseException:
-            guard.terminate()
-            raise
-        told = guard.stdout.read().strip() if guard.stdout else ""
-        return None if guard.returncode == 0 else f"failed ({told})"
+    return cache_folder() / "servers"

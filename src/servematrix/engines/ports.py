@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 
 from servematrix.engines.base import EnvironmentProblem, Launch
 
+TRIES = 20
+"""Ports that are tried before the system is asked for any."""
+
 
 def with_port(launch: Launch) -> Launch:
     """Return the launch with a port that is free now; raises EnvironmentProblem where it is not.
 
-    Port 0 stands for any. A server that binds it later may still meet another that was faster.
+    Port 0 stands for any, outside the range from which the system takes ports for connections: a
+    server binds it up to a minute later, and by then a connection of anybody's may hold one of
+    those. Another server that was faster may still be met.
     """
+    if launch.port == 0:
+        for port in random.sample(_quiet_ports(), TRIES):
+            with contextlib.suppress(EnvironmentProblem):
+                return with_port(replace(launch, port=port))
     family = socket.AF_INET6 if ":" in launch.host else socket.AF_INET
     with socket.socket(family) as trial:
         # as servers do: a port whose connections only linger in TIME_WAIT counts as free
@@ -33,6 +44,16 @@ def with_port(launch: Launch) -> Launch:
                 "end that process or name another port"
             ) from error
         return replace(launch, port=trial.getsockname()[1])
+
+
+def _quiet_ports() -> range:
+    """Return the ports that servers may use and that the system gives to no connection."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 32768
+    # above the services that have ports of their own; a system may leave no room there
+    return range(10240, first) if first > 10240 + TRIES else range(1024, 65536)
 
 
 def owners(port: int) -> list[int | None]:

@@ -30,6 +30,7 @@ class SglangEngine:
     """Runs SGLang with the Python that was chosen for it."""
 
     name = "sglang"
+    note = ""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class SglangEngine:
         self._environment = environment
         self._prepared = environment is None
 
-    def prepare(self, say: Say) -> None:
+    def prepare(self, launch: Launch, say: Say) -> None:
         """Make the server's environment where it is not there yet."""
         if self._environment is None or self._prepared:
             return

@@ -95,27 +95,38 @@ class Limits:
             raise ValueError(f"rank_reduction is 'min' or 'max', not {self.rank_reduction!r}")
 
 
-def unmeasurable(*, metrics_served: bool) -> Verdict:
-    """Return the error of a server without the gauge, or without `/metrics` altogether."""
-    what = (
-        "sglang:fwd_occupancy is not on /metrics after a warm-up"
-        if metrics_served
-        else "no /metrics"
-    )
-    reason = f"{what}: start the server with --enable-metrics and {_TIMER} in its environment"
-    return Verdict("error", "the server exposes sglang:fwd_occupancy on /metrics", reason)
+def unmeasurable(*, metrics_served: bool, older_name: str | None = None) -> Verdict:
+    """Return the verdict on a server without the gauge, or without `/metrics` altogether.
+
+    Not applicable where it was started without metrics, or where the forward times have the
+    `older_name` of versions before the gauge; an error where the gauge alone is missing.
+    """
+    rule = "the server exposes sglang:fwd_occupancy on /metrics"
+    advice = f"start the server with --enable-metrics and {_TIMER} in its environment"
+    if not metrics_served:
+        return Verdict("not_applicable", rule, f"no /metrics: {advice}")
+    if older_name:
+        reason = f"/metrics has {older_name}, of a version without the gauge: take SGLang ≥ 0.5.12"
+        return Verdict("not_applicable", rule, reason)
+    return Verdict("error", rule, f"sglang:fwd_occupancy is not there after a warm-up: {advice}")
 
 
 def unfit(
-    before: Scrape, *, gauge_exposed: bool, prompt_tokens: int, new_tokens: int, context: int | None
+    before: Scrape,
+    *,
+    gauge_exposed: bool,
+    prompt_tokens: int,
+    new_tokens: int,
+    context: int | None,
+    older_name: str | None = None,
 ) -> Verdict | None:
-    """Return the error that makes a measurement pointless before it begins, None if there is none.
+    """Return the verdict that makes a measurement pointless, before it begins; None without one.
 
     `before` is the scrape after the warm-up; `prompt_tokens` is at least that of the long request;
     `context` is the server's limit in tokens, None where it is not known.
     """
     if not gauge_exposed:
-        return unmeasurable(metrics_served=True)
+        return unmeasurable(metrics_served=True, older_name=older_name)
     if context is not None and prompt_tokens + new_tokens > context:
         reason = (
             f"{prompt_tokens} prompt and {new_tokens} new tokens do not fit the server's context"

@@ -28,6 +28,9 @@ from servematrix.client import (
 from servematrix.gates.verdict import Number, Outcome, Verdict
 from servematrix.kits import answers
 
+ABSENT = (404, 405, 501)
+"""Statuses of a route that a server does not have."""
+
 K = TypeVar("K", bound="Kit")
 
 
@@ -112,6 +115,15 @@ class Kit:
         problem = _RAISED[verdict.outcome](f"{verdict.reason} [rule: {verdict.rule}]")
         problem.verdict = verdict
         raise problem
+
+    def _kit_server_info(self) -> dict[str, Any]:
+        """Return what `/server_info` tells; nothing where a server has no such route."""
+        try:
+            return self.client.server_info()
+        except BadStatus as error:
+            if error.status not in ABSENT:
+                raise
+            return {}
 
     def _kit_generate(self, prompt: str, max_new_tokens: int, timeout: float) -> answers.Generated:
         """Return a greedy answer of `/generate`; raises `MalformedAnswer` where it is not whole."""

@@ -37,7 +37,7 @@ class CudaGraphMixin(Kit):
     @concludes(_KIT)
     def test_cuda_graph_passes(self) -> Verdict:
         """Guards against CUDA graphs that are captured and not replayed, or silently off."""
-        info = self.client.server_info()
+        info = self._kit_server_info()
         if info.get("device") == "cpu":
             return Verdict("not_applicable", _RULE, "the server runs on a CPU: no CUDA graphs")
         if not scrapes.served(self.client):

@@ -11,7 +11,6 @@ from typing import ClassVar
 from rich.console import Console
 from rich.table import Table
 
-from servematrix.client import BadStatus, Client
 from servematrix.gates import consistency
 from servematrix.gates.consistency import Compared, Limits, Summary
 from servematrix.gates.verdict import Verdict
@@ -113,8 +112,7 @@ class DecodeConsistencyMixin(Kit):
         try:
             return judge()
         except NoLogprobs as problem:
-            rule = "the server returns log-probabilities and empties its cache on request"
-            return Verdict("not_applicable", rule, str(problem))
+            return Verdict("not_applicable", logprobs.RULE, str(problem))
 
     def __decode_parts(self) -> Verdict:
         client, timeout = self.client, self.decode_consistency_timeout
@@ -162,7 +160,9 @@ class DecodeConsistencyMixin(Kit):
         if not cached:
             rule = "requests that share a prefix take it from the cache"
             why = (
-                "radix cache off" if _info(client).get("disable_radix_cache") else "cached_tokens 0"
+                "radix cache off"
+                if self._kit_server_info().get("disable_radix_cache")
+                else "cached_tokens 0"
             )
             return Verdict("not_applicable", rule, f"nothing came from the prefix cache: {why}")
         return self.__judged(
@@ -182,7 +182,7 @@ class DecodeConsistencyMixin(Kit):
         )
 
     def __judged(self, parts: Mapping[str, Sequence[Compared]]) -> Verdict:
-        info = _info(self.client)
+        info = self._kit_server_info()
         dtype = dtype_of(info, self.decode_consistency_auto_dtype)
         changes = getattr(self, f"decode_consistency_{dtype}", {})
         limits = limits_for(dtype, changes)
@@ -233,13 +233,6 @@ def limits_for(dtype: str, changes: Mapping[str, float]) -> Limits:
     """The limits of a dtype with some changed; those of bfloat16 for one that has none."""
     limits = consistency.LIMITS.get(dtype, consistency.LIMITS["bfloat16"])
     return Limits(**{**asdict(limits), **changes})
-
-
-def _info(client: Client) -> dict[str, object]:
-    try:
-        return client.server_info()
-    except BadStatus:
-        return {}
 
 
 def _texts(count: int) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 
-from servematrix.client import BadStatus, Client, MalformedAnswer
+from servematrix.client import MalformedAnswer
 from servematrix.gates import accept_length, occupancy, trace
 from servematrix.gates.verdict import Number, Verdict, worst
 from servematrix.gates.windows import Reduction, Scrape
@@ -99,7 +99,7 @@ class FwdOccupancyMixin(Kit):
         client = self.client
         if not scrapes.served(client):
             return occupancy.unmeasurable(metrics_served=False)
-        server = _ask_server(client)
+        server = self.__ask_server()
         warmup = client.generate(
             f"First, {self.fwd_occupancy_prompt}",
             max_new_tokens=self.fwd_occupancy_warmup_max_new_tokens,
@@ -110,6 +110,7 @@ class FwdOccupancyMixin(Kit):
         unfit = occupancy.unfit(
             before.scrape,
             gauge_exposed=before.gauge_exposed,
+            older_name=before.older_name,
             prompt_tokens=_prompt_tokens(warmup),
             new_tokens=self.fwd_occupancy_max_new_tokens,
             context=server.context,
@@ -158,6 +159,16 @@ class FwdOccupancyMixin(Kit):
             rank_reduction=self.fwd_occupancy_rank_reduction,
             startup_seconds=self.fwd_occupancy_startup_seconds,
             block_windows=self.fwd_occupancy_block_windows,
+        )
+
+    def __ask_server(self) -> _Server:
+        info = self._kit_server_info()
+        listing = answers.parse(answers.ModelListing, self.client.models())
+        return _Server(
+            decode_log_interval=int(info.get("decode_log_interval") or _DECODE_LOG_INTERVAL),
+            algorithm=info.get("speculative_algorithm") or None,
+            context=None if isinstance(listing, str) else listing.data[0].max_model_len,
+            version=info.get("version"),
         )
 
     def __judge(
@@ -229,20 +240,6 @@ class FwdOccupancyMixin(Kit):
                 ],
             },
         )
-
-
-def _ask_server(client: Client) -> _Server:
-    try:
-        info = client.server_info()
-    except BadStatus:
-        info = {}
-    listing = answers.parse(answers.ModelListing, client.models())
-    return _Server(
-        decode_log_interval=int(info.get("decode_log_interval") or _DECODE_LOG_INTERVAL),
-        algorithm=info.get("speculative_algorithm") or None,
-        context=None if isinstance(listing, str) else listing.data[0].max_model_len,
-        version=info.get("version"),
-    )
 
 
 def _prompt_tokens(answer: dict[str, Any]) -> int:

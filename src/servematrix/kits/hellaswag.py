@@ -14,7 +14,9 @@ from rich.table import Table
 from servematrix import data
 from servematrix.gates import accuracy
 from servematrix.gates.verdict import Number, Verdict, worst
+from servematrix.kits import logprobs
 from servematrix.kits.base import Kit, concludes
+from servematrix.kits.logprobs import NoLogprobs
 from servematrix.kits.scoring import Scored, ScoringError, examples, score
 
 _KIT = "hellaswag"
@@ -49,6 +51,8 @@ class HellaswagMixin(Kit):
         try:
             batch, batch_s = self.__score(questions, shots, self.hellaswag_batch_items)
             single, single_s = self.__score(questions, shots, 1)
+        except NoLogprobs as problem:
+            return Verdict("not_applicable", logprobs.RULE, str(problem))
         except ScoringError as error:
             return Verdict("error", "every ending has finite token log-probabilities", str(error))
         self.attach("items", [scored.row() for scored in batch])

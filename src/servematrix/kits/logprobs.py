@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from servematrix.client import BadStatus, Client, ClientError, MalformedAnswer
 from servematrix.gates.consistency import Compared
+from servematrix.kits.base import ABSENT
 
+RULE = "the server returns log-probabilities, and empties its cache on request"
 _REQUEST_TOKENS = 2048
 """Tokens scored in one request: each takes a row of the vocabulary's size on the GPU."""
 _IDLE_SECONDS = 10.0
@@ -51,14 +54,21 @@ class Decoded:
         return cached if isinstance(cached, int) else 0
 
 
-def prompts(client: Client, texts: Sequence[str], timeout: float) -> list[Prompt]:
-    """Ask the server for the token ids of texts. Raises `NoLogprobs` and `ClientError`."""
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn the refusal of a request for log-probabilities into `NoLogprobs`."""
     try:
-        answers = client.score(texts, [0] * len(texts), timeout=timeout)
+        yield
     except BadStatus as error:
         if error.status not in (400, 422, 501):
             raise
         raise NoLogprobs(f"it refuses to return log-probabilities: {error}") from error
+
+
+def prompts(client: Client, texts: Sequence[str], timeout: float) -> list[Prompt]:
+    """Ask the server for the token ids of texts. Raises `NoLogprobs` and `ClientError`."""
+    with told():
+        answers = client.score(texts, [0] * len(texts), timeout=timeout)
     found = []
     for text, answer in zip(texts, answers, strict=True):
         entries = _meta(answer).get("input_token_logprobs")
@@ -95,7 +105,7 @@ def flush(client: Client) -> None:
         try:
             return client.flush_cache()
         except BadStatus as error:
-            if error.status in (404, 405, 501):
+            if error.status in ABSENT:
                 raise NoLogprobs(f"its prefix cache cannot be emptied: {error}") from error
             if error.status != 400:
                 raise

@@ -148,4 +148,5 @@ class BasicSchedulerStressMixin(Kit):
 
 
 def _around(nonce: str, rounds: int) -> str:
-    return f"Voyage {nonce}. Read this log.\n{_FILLER * rounds}\n{_PARIS}"
+    # solved questions: after so much prose a small model is as likely to end as to answer
+    return f"Voyage {nonce}. Read this log.\n{_FILLER * rounds}\n{_SHARED}{_PARIS}"

@@ -14,6 +14,8 @@ from typing import Any
 
 from servematrix.client import Client
 from servematrix.data import Item
+from servematrix.kits import logprobs
+from servematrix.kits.logprobs import NoLogprobs
 
 
 class ScoringError(Exception):
@@ -74,8 +76,8 @@ def score(
 ) -> list[Scored]:
     """Score items after `prefix`, `batch_items` of them a request, from `parallel` threads.
 
-    `timeout` is in seconds for one request. Raises `ClientError` or `ScoringError`; then batches
-    that have not begun are given up.
+    `timeout` is in seconds for one request. Raises `ClientError`, `NoLogprobs` or `ScoringError`;
+    then batches that have not begun are given up.
     """
     batches = [items[i : i + batch_items] for i in range(0, len(items), batch_items)]
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="score")
@@ -103,7 +105,8 @@ def _batch(client: Client, items: Sequence[Item], prefix: str, timeout: float) -
         for ending in item.endings
     ]
     starts = [n0 - 1 for n0, item in zip(lengths, items, strict=True) for _ in item.endings]
-    answers = iter(client.score(texts, starts, timeout=timeout))
+    with logprobs.told():
+        answers = iter(client.score(texts, starts, timeout=timeout))
     return [_scored(item, n0, answers) for item, n0 in zip(items, lengths, strict=True)]
 
 
@@ -124,8 +127,12 @@ def _scored(item: Item, n0: int, answers: Iterator[dict[str, Any]]) -> Scored:
         entries = meta.get("input_token_logprobs")
         length = meta.get("prompt_tokens")
         where = f"item {item.ind}, ending {number}"
+        if entries is None:
+            raise NoLogprobs("its answers to return_logprob have no input_token_logprobs")
         if not isinstance(entries, list) or not isinstance(length, int):
-            raise ScoringError(f"{where}: the answer has no input_token_logprobs or prompt_tokens")
+            raise ScoringError(
+                f"{where}: the answer's log-probabilities or prompt_tokens are broken"
+            )
         if len(entries) != length - n0 + 1 or len(entries) < 2:
             raise ScoringError(
                 f"{where}: {len(entries)} log-probabilities for {length} tokens after a context of"

@@ -28,10 +28,14 @@ _SHORTEST_INTERVAL = 0.005
 
 @dataclass(frozen=True)
 class Before:
-    """The last scrape before the request: the gauge's old value, and the requests served."""
+    """The last scrape before the request: the gauge's old value, and the requests served.
+
+    `older_name` is that of the forward times in a version before the gauge, None in others.
+    """
 
     scrape: Scrape
     gauge_exposed: bool
+    older_name: str | None
     served: float | None
 
 
@@ -75,7 +79,8 @@ def before(client: Client, interval: float) -> Before:
         found = read(client)
         scrape = _scrape(found, t=-interval, duration=0.0, running=False)
         if scrape.requests() == 0 or not found.occupancy_exposed or time.monotonic() > ends:
-            return Before(scrape, found.occupancy_exposed, found.num_requests_total)
+            older = metrics.OLD_FORWARD if metrics.OLD_FORWARD in found.older_names else None
+            return Before(scrape, found.occupancy_exposed, older, found.num_requests_total)
         pause.wait(interval)
 
 

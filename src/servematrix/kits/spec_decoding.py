@@ -84,8 +84,8 @@ class SpecDecodingMixin(Kit):
             )
             compared = logprobs.compare(client, decoded, timeout)
         except NoLogprobs as problem:
-            return Verdict("not_applicable", "the server returns log-probabilities", str(problem))
-        dtype = dtype_of(client.server_info(), self.spec_decoding_auto_dtype)
+            return Verdict("not_applicable", logprobs.RULE, str(problem))
+        dtype = dtype_of(self._kit_server_info(), self.spec_decoding_auto_dtype)
         near_tie = self.spec_decoding_near_tie or limits_for(dtype, {}).largest_gap
         verdict = consistency.verified(compared, near_tie=near_tie, dtype=dtype)
         self.measure("near_ties", verdict.numbers.get("near_ties"), "tokens")
@@ -95,7 +95,7 @@ class SpecDecodingMixin(Kit):
 
     def __algorithm(self) -> str | Verdict:
         """Return how the server speculates, or the verdict on one that does not."""
-        algorithm = self.client.server_info().get("speculative_algorithm")
+        algorithm = self._kit_server_info().get("speculative_algorithm")
         if algorithm:
             return str(algorithm)
         rule = "the server speculates (speculative_algorithm in /server_info)"
