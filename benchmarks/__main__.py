@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from benchmarks import accuracy_gates
+from benchmarks import accuracy_gates, occupancy_gates
 from rich.console import Console
 from rich.table import Table
 
@@ -210,8 +210,9 @@ def collection() -> Iterator[Figure]:
 
 def gates() -> Iterator[Figure]:
     """False alarms and power of the gates, on recordings and on simulated outcomes."""
-    for row in accuracy_gates.figures():
-        yield Figure(*row)
+    for module in (accuracy_gates, occupancy_gates):
+        for row in module.figures():
+            yield Figure(*row)
 
 
 SECTIONS = {

@@ -2,8 +2,9 @@
 
 Each rate is counted over `repeats` resamplings, in percent. Recorded runs are resampled item by
 item, with replacement; so the rates hold for those runs, and variation between launches is in them
-only as far as the recordings have it. Simulated outcomes have a rate of flips for no reason, half
-of them lost and half won, and beside it items that are lost for good.
+only as far as the recordings have it. Of two healthy runs either may be the baseline, so in their
+resamplings it is drawn for each item which one is. Simulated outcomes have a rate of flips for no
+reason, half of them lost and half won, and beside it items that are lost for good.
 """
 
 from __future__ import annotations
@@ -96,8 +97,7 @@ def _gold_bounds(
     return low, high
 
 
-def _drifted(n: int, moved: Any, flips: Any) -> NDArray[np.bool_]:
-    healthy = drift.HEALTHY
+def _drifted(n: int, moved: Any, flips: Any, healthy: drift.Healthy) -> NDArray[np.bool_]:
     return (exceeding(moved, n, healthy.moved) <= ALPHA / 2) | (
         exceeding(flips, n, healthy.flips) <= ALPHA / 2
     )
@@ -105,9 +105,10 @@ def _drifted(n: int, moved: Any, flips: Any) -> NDArray[np.bool_]:
 
 def _drift_resampled(rng: np.random.Generator, repeats: int, n: int, pairs: Pairs) -> Any:
     """Whether each resampling of `n` items drifts; only how many moved and flipped matters."""
-    kind = 2 * (pairs.moved > drift.HEALTHY.delta) + pairs.flipped
+    healthy = drift.healthy_limits(pairs)
+    kind = 2 * (pairs.moved > healthy.delta) + pairs.flipped
     counts = rng.multinomial(n, np.bincount(kind, minlength=4) / pairs.n, repeats)
-    return _drifted(n, counts[:, 2] + counts[:, 3], counts[:, 1] + counts[:, 3])
+    return _drifted(n, counts[:, 2] + counts[:, 3], counts[:, 1] + counts[:, 3], healthy)
 
 
 def _lost_resampled(rng: np.random.Generator, repeats: int, n: int, pairs: Pairs) -> Any:
@@ -127,14 +128,24 @@ def _false_alarms(
         k = rng.binomial(200, share, repeats)
         name = f"floor {threshold:g}, 200 items, accuracy {share:g}"
         yield _alarm(name, upper_bound(k, 200, ALPHA) < threshold)
-    for name in ("base ~ base2", "base ~ nograph", "CPU bf16 ~ again"):
+    for name in (
+        "base ~ base2",
+        "base ~ nograph",
+        "CPU bf16 ~ again",
+        "CPU cached ~ again",
+        "CPU cached ~ one by one",
+    ):
         if name not in recorded:
             continue
-        pairs, told = recorded[name], f"{name}, 1,000 items"
-        yield _alarm(f"McNemar, {told}", _lost_resampled(rng, repeats, 1000, pairs))
-        low, _ = _gold_bounds(rng, repeats, 1000, pairs.gold)
+        pairs = recorded[name]
+        n = min(1000, pairs.n)
+        told = f"{name}, {n:,} items"
+        changed = float((pairs.right[:, 0] != pairs.right[:, 1]).mean())
+        lost, won = _outcomes(rng, repeats, n, 0.0, changed)
+        yield _alarm(f"McNemar, {told}", mcnemar(lost, won) <= ALPHA)
+        low, _ = _gold_bounds(rng, repeats, n, np.concatenate([pairs.gold, -pairs.gold]))
         yield _alarm(f"gold, {told}", low > paired.GOLD_MARGIN)
-        yield _alarm(f"drift, {told}", _drift_resampled(rng, repeats, 1000, pairs))
+        yield _alarm(f"drift, {told}", _drift_resampled(rng, repeats, n, pairs))
     for n in (1000, WHOLE):
         for flips in (HEALTHY_FLIPS, 0.01, 0.06):
             failed = mcnemar(*_outcomes(rng, repeats, n, 0.0, flips)) <= ALPHA
@@ -147,7 +158,8 @@ def _false_alarms(
     healthy = drift.HEALTHY
     for n in (100, 1000, WHOLE):
         moved, flips = (rng.binomial(n, s, repeats) for s in (healthy.moved, healthy.flips))
-        yield _alarm(f"drift, {n:,} items, both shares at the limit", _drifted(n, moved, flips))
+        failed = _drifted(n, moved, flips, healthy)
+        yield _alarm(f"drift, {n:,} items, both shares at the limit", failed)
 
 
 def _noises(
@@ -250,6 +262,8 @@ def _recorded() -> dict[str, Pairs]:
         ("base ~ nograph", RECORDED, "base", "nograph"),
         ("fp8 KV cache", RECORDED, "base_cached_prefix", "kvfp8_cached_prefix"),
         ("CPU bf16 ~ again", ON_CPU, "bfloat16", "bfloat16_again"),
+        ("CPU cached ~ again", ON_CPU, "cached_prefix", "cached_prefix_again"),
+        ("CPU cached ~ one by one", ON_CPU, "cached_prefix", "cached_prefix_one_by_one"),
         ("CPU bf16 ~ fp32", ON_CPU, "bfloat16", "float32"),
         ("CPU bf16 ~ fp16", ON_CPU, "bfloat16", "float16"),
     ):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_recorded_repeats_on_a_cpu_pass_every_gate():
     assert outcomes(on_cpu("bfloat16"), on_cpu("bfloat16_again")) == HEALTHY
 
 
+@pytest.mark.parametrize("name", ["cached_prefix_again", "cached_prefix_one_by_one"])
+def test_recorded_repeats_through_the_cache_do_not_drift(name):
+    pairs = align(on_cpu("cached_prefix"), on_cpu(name))
+    assert drift.judge(pairs).outcome == "pass"
+    assert paired.gold_logprob(pairs).outcome != "fail"
+    assert paired.accuracy(pairs).outcome != "fail"
+    # they are no exact repeats: the limits of whole prompts would not do
+    assert drift.judge(pairs, drift.HEALTHY).outcome == "fail"
+    assert drift.judge(pairs, drift.measured([pairs])).outcome == "pass"
+
+
 def test_a_recorded_change_of_dtype_drifts_and_loses_nothing():
     verdicts = paired.judge(on_cpu("bfloat16"), on_cpu("float32"))
     assert verdicts["drift"].outcome == "fail"
@@ -110,7 +122,12 @@ def test_cached_and_whole_prompts_are_refused():
 
 
 def taken(pairs: Pairs, chosen) -> Pairs:
-    return Pairs(pairs.labels[chosen], pairs.baseline[chosen], pairs.candidate[chosen])
+    return replace(
+        pairs,
+        labels=pairs.labels[chosen],
+        baseline=pairs.baseline[chosen],
+        candidate=pairs.candidate[chosen],
+    )
 
 
 def run_of(n: int = 1000, seed: int = 0) -> list[dict]:
@@ -323,8 +340,10 @@ def test_limits_are_learnt_from_repeats():
     assert drift.judge(align(RUN, moved(RUN, 0.05)), healthy).outcome == "fail"
     still = drift.measured([align(RUN, RUN)] * 11)
     assert still == drift.HEALTHY
-    with pytest.raises(ValueError, match="no repeat"):
-        drift.measured([])
+    through = align(cached(RUN), cached(RUN))
+    for repeats in ([], [align(RUN, RUN), through]):
+        with pytest.raises(ValueError, match="scored the same way, and one at least"):
+            drift.measured(repeats)
     with pytest.raises(ValueError, match="no limits"):
         drift.Healthy(moved=0.2)
 

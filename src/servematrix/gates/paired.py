@@ -59,14 +59,15 @@ def judge(
     *,
     margin: float = MARGIN,
     gold_margin: float = GOLD_MARGIN,
-    healthy: drift.Healthy = drift.HEALTHY,
+    healthy: drift.Healthy | None = None,
     accepted: str | None = None,
 ) -> dict[str, Verdict]:
     """Compare a run with a baseline over the same items, by every gate on pairs.
 
     Rows are as in `gates.pairs`. The verdicts are `paired_accuracy`, `gold_logprob` and `drift`;
-    or one only, `pairing`, an error that says why the runs cannot be compared. `accepted` names a
-    change of numerics that is wanted.
+    or one only, `pairing`, an error that says why the runs cannot be compared. `healthy` are limits
+    from repeats of this server, where they were `measured`; `accepted` names a change of numerics
+    that is wanted.
     """
     try:
         pairs = align(baseline, candidate)

@@ -38,12 +38,14 @@ class Pairs:
     """Two runs over the same `n` items, in the baseline's order.
 
     `baseline` and `candidate` are the mean log-probabilities of the endings' tokens, in nats a
-    token, one row an item and one column an ending; `labels` are the right columns.
+    token, one row an item and one column an ending; `labels` are the right columns. `cached` tells
+    that both runs were scored through the prefix cache, not with whole prompts.
     """
 
     labels: NDArray[np.int64]
     baseline: NDArray[np.float64]
     candidate: NDArray[np.float64]
+    cached: bool
 
     @property
     def n(self) -> int:
@@ -95,7 +97,8 @@ def align(baseline: Sequence[Row], candidate: Sequence[Row]) -> Pairs:
     if len(a) < FEWEST_ITEMS:
         raise PairingError(f"{len(a)} items are too few to compare: score {FEWEST_ITEMS} or more")
     labels = np.array([row["label"] for row in a.values()], dtype=np.int64)
-    pairs = Pairs(labels, _means(a.values()), _means(b[ind] for ind in a))
+    cached = "n0" in next(iter(a.values()))
+    pairs = Pairs(labels, _means(a.values()), _means(b[ind] for ind in a), cached)
     for chosen, told in (
         (labels, "label of all items: the items were not loaded as they should be"),
         (
