@@ -81,6 +81,18 @@ def validate(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["harness"])
+def calibrate(session: nox.Session) -> None:
+    """Repeats of a healthy server become the baseline of later runs."""
+    in_harness(session, "servematrix", "calibrate", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def compare(session: nox.Session) -> None:
+    """Two runs side by side, or two servers measured in turn."""
+    in_harness(session, "servematrix", "compare", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
 def tests(session: nox.Session) -> None:
     """The project's own tests."""
     in_harness(session, "pytest", *(session.posargs or ["tests", "-n", "2"]))

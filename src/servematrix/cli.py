@@ -1,4 +1,4 @@
-"""The `servematrix` command: what configurations there are, what a run would do, validation."""
+"""The `servematrix` command: configurations, plans, validation, comparison, replay."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from rich.table import Table
 
 from servematrix import config as configs
 from servematrix import matrix, run
+from servematrix.calibration import command as calibration
+from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
 from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError
+from servematrix.replay import command as replaying
+from servematrix.replay.reading import RecordingError
 from servematrix.validation import command as validation
 
 
@@ -30,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: Exit = options.command(options)
-    except (ConfigError, EnvironmentProblem, RecordsError) as problem:
+    except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
         print(f"servematrix: {problem}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
@@ -73,7 +77,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     validating.set_defaults(command=validation.validate)
     validation.add_options(validating)
-    for command in (listing, planning, validating):
+    calibrating = commands.add_parser(
+        "calibrate", help="repeats of a healthy server become the baseline of later runs"
+    )
+    calibrating.set_defaults(command=calibration.calibrate)
+    calibration.add_options(calibrating)
+    replay = commands.add_parser("replay", help="the gates applied to recordings, without a server")
+    replay.set_defaults(command=replaying.replay)
+    replaying.add_options(replay)
+    comparison = commands.add_parser(
+        "compare", help="two runs side by side, or two servers measured in turn: is B worse?"
+    )
+    comparison.set_defaults(command=comparing.compare)
+    comparing.add_options(comparison)
+    for command in (listing, planning, validating, replay, comparison):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
     return parser

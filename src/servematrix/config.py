@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ Probe = Literal[
 ]
 _FLAG = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|(^|_)KEY(_|$)", re.IGNORECASE)
 Flag = Annotated[str, Field(pattern=_FLAG)]
 Concurrency = Annotated[str, Field(pattern=r"^[1-9][0-9]*$")]
 Variable = Annotated[str, Field(pattern=_VARIABLE)]
@@ -94,9 +96,14 @@ class OccupancyGate(_Table):
 
 
 class HellaswagGate(_Table):
-    """Limit of `HellaswagMixin`: accuracy as a fraction."""
+    """Limits of `HellaswagMixin`: accuracy, and what it may lose to a baseline, as fractions.
+
+    `accepted` names a change of numerics since the baseline that is wanted.
+    """
 
     accuracy_threshold: float | None = Field(default=None, ge=0, le=1)
+    margin: float | None = Field(default=None, gt=0, lt=1)
+    accepted: str | None = Field(default=None, min_length=1)
 
 
 class ConsistencyLimits(_Table):
@@ -396,6 +403,11 @@ def digest(config: Configuration) -> str:
     """sha256 over a configuration's canonical JSON: runs with one digest asked the same."""
     text = json.dumps(config.model_dump(exclude_none=True), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_secret(variable: str) -> bool:
+    """Whether the name of an environment variable says that its value is secret."""
+    return _SECRET.search(variable) is not None
 
 
 def attributes(config: Configuration) -> dict[str, Any]:

@@ -103,6 +103,17 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "help": "folder of configurations (the nearest configs/)",
         },
     ),
+    (
+        "--baselines",
+        {
+            "metavar": "DIR",
+            "help": "folder of the baselines that runs are held to (baselines/ beside configs/)",
+        },
+    ),
+    (
+        "--no-baseline",
+        {"action": "store_true", "help": "hold this run to no baseline"},
+    ),
 )
 # any of these asks for a run of the matrix
 _TELLTALE = (

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import gzip
 import json
 import math
 import os
 import re
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ class Run:
             raise
 
     def _encode(self, value: object) -> str:
-        return json.dumps(_plain(value, self._hidden), ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain(value, self._hidden), ensure_ascii=False, allow_nan=False)
 
 
 def file_name(text: str) -> str:
@@ -112,6 +114,16 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
                 yield _parsed(line, path, number)
     except (OSError, UnicodeDecodeError) as error:
         raise RecordsError(f"cannot read {path}: {error}") from error
+
+
+def attached(folder: Path, path: str) -> Any:
+    """The content of a file that a record points to, gzipped where its name ends in `.gz`."""
+    file = folder / path
+    try:
+        raw = file.read_bytes()
+        return json.loads(gzip.decompress(raw) if file.suffix == ".gz" else raw)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise RecordsError(f"cannot read {file}: {error}") from error
 
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -137,16 +149,16 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def _plain(value: object, hidden: Sequence[str]) -> object:
+def plain(value: object, hidden: Sequence[str] = ()) -> object:
     """A value as JSON has it: numbers that it lacks as text, and secrets as `***`."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, hidden) for key, item in value.items()}
+        return {str(key): plain(item, hidden) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, hidden) for item in value]
+        return [plain(item, hidden) for item in value]
     text = str(value)
     for secret in hidden:
         text = text.replace(secret, "***")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,8 +23,6 @@ from servematrix.engines.embedded import SIMULATED
 from servematrix.gpus import Gpu, Requirement
 from servematrix.matrix import Cell
 from servematrix.records import file_name
-
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|(^|_)KEY(_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class Plan:
             value
             for cell in self.cells
             for name, value in cell.config.environment.items()
-            if _SECRET.search(name)
+            if configs.is_secret(name)
         ]
 
     def subject(self, answered: Collection[str] = (), *, simulated: bool = False) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from servematrix import baselines, provenance, run
 from servematrix import config as configs
-from servematrix import provenance, run
+from servematrix.baselines import Found
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
@@ -38,6 +39,7 @@ class MatrixSession:
         self.options = _options(config)
         self._api_key = self.options.api_key()
         self.plan = run.plan(self.options)
+        self._baselines = _baselines(config, self.plan)
         self._suites_met: set[str] = set()
         end_in_good_order()
         self._check_workers()
@@ -96,6 +98,7 @@ class MatrixSession:
         return [
             f"servematrix: {self.plan.subject()}; {self.plan.engine.reason}",
             f"servematrix: cells {', '.join(cell.cell.label for cell in self.plan.cells)}; {kept}",
+            *(f"servematrix: {_told(one)}" for one in self._baselines.values()),
         ]
 
     # -- collection ------------------------------------------------------------------------------
@@ -161,6 +164,12 @@ class MatrixSession:
                 if cell.cell.axis:
                     pytest.skip(f"{cell.id}: {told}")
                 self._say(f"{cell.id}: {told}")
+            held_to = self._held_to(cell)
+            if held_to is not None:
+                drivers = [gpu.driver for gpu in cell.gpus]
+                changed = held_to.changed(served.versions, drivers)
+                if changed:
+                    self._say(f"{cell.id}: warning: {changed}")
             yield served
         finally:
             running.stop()
@@ -185,6 +194,14 @@ class MatrixSession:
         instance.hellaswag_packaged = served.simulated
         for name, value in configs.attributes(served.planned.config).items():
             setattr(instance, name, value)
+        held_to = self._held_to(served.planned)
+        for name, value in held_to.attributes().items() if held_to else ():
+            setattr(instance, name, value)
+
+    def _held_to(self, cell: run.PlannedCell) -> Found | None:
+        """The baseline of a cell, None where there is none that applies."""
+        found = self._baselines.get(cell.id)
+        return found if isinstance(found, Found) else None
 
     def _say(self, line: str) -> None:
         """Show progress of what takes long, past pytest's capture."""
@@ -195,6 +212,7 @@ class MatrixSession:
 
     def _record_cell(self, served: ServedCell, launch: Launch, differences: list[str]) -> None:
         planned = served.planned
+        held_to = self._held_to(planned)
         self._record(
             "cell",
             cell=planned.id,
@@ -211,6 +229,7 @@ class MatrixSession:
             simulated=served.simulated,
             note=self.plan.engine.note,
             differences=differences,
+            baseline=held_to.record() if held_to else None,
         )
 
     def _record(self, kind: str, **fields: Any) -> None:
@@ -234,6 +253,40 @@ def _options(config: pytest.Config) -> run.Options:
         changes=option.servematrix_set,
         configs_directory=folder,
     )
+
+
+def _baselines(config: pytest.Config, plan: run.Plan) -> dict[str, Found | str]:
+    """The baseline of each cell that has one here, or why it does not apply.
+
+    What an attached server runs on is unknown, so it is held to none.
+    """
+    named: str | None = config.option.baselines
+    if config.option.no_baseline:
+        if named is not None:
+            raise EnvironmentProblem("--baselines and --no-baseline exclude one another")
+        return {}
+    if plan.engine.name == "attach":
+        if named is not None:
+            raise EnvironmentProblem(
+                "--baselines with --base-url: on what GPU that server runs is unknown, and a"
+                " baseline is of one GPU; leave one out"
+            )
+        return {}
+    root = Path(named) if named else plan.options.configs_directory.parent / baselines.FOLDER
+    if named is not None and not root.is_dir():
+        raise EnvironmentProblem(f"--baselines {named}: no such folder")
+    found: dict[str, Found | str] = {}
+    for cell in plan.cells:
+        on = baselines.hardware(plan.engine.name, [gpu.name for gpu in cell.gpus])
+        configuration = cell.config.model_dump(exclude_none=True)
+        one = None if cell.unfit else baselines.find(root, cell.id, on, configuration)
+        if one is not None:
+            found[cell.id] = one
+    return found
+
+
+def _told(baseline: Found | str) -> str:
+    return baseline if isinstance(baseline, str) else baseline.described()
 
 
 def _whole(config: pytest.Config) -> bool:

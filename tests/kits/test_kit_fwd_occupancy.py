@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from servematrix.gates import occupancy, sequential, trace
+from servematrix.gates import occupancy, sequential, throughput, trace
 from servematrix.kits import FwdOccupancyMixin, scrapes
 from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
 
@@ -315,3 +315,19 @@ def test_speculation_that_leaves_no_trace_is_an_error(run, scripted):
 def test_an_accept_length_that_the_server_contradicts_is_inconclusive(run, scripted):
     _speculate(scripted, 200, spec_accept_length=3.9)
     assert isinstance(run().raised, Inconclusive)
+
+
+def test_a_baseline_decides_too(run):
+    steady = {"median": [98.0, 98.1, 98.2], "ttft_s": [1e-9, 2e-9, 3e-9]}
+    ran = run(fwd_occupancy_baseline=throughput.Baseline(steady))
+    assert ran.raised is None
+    assert ran.verdict.numbers["baseline_median_runs"] == 3
+    assert "baseline_ttft_s_runs" not in ran.verdict.numbers
+    fast = {**steady, "decode_tokens_per_s": [1.00e9, 1.01e9, 1.02e9]}
+    ran = run(fwd_occupancy_baseline=throughput.Baseline(fast))
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "decode_tokens_per_s" in ran.verdict.reason
+    assert "worse than chance explains" in ran.verdict.reason
+    drafted = {**steady, "accept_length": [3.0, 3.1, 3.2]}
+    ran = run(fwd_occupancy_baseline=throughput.Baseline(drafted))
+    assert isinstance(ran.raised, MeasurementError), "this run has none"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,16 @@ def items(tmp_path):
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return str(path)
+
+
+@pytest.fixture
+def many(items):
+    """A hundred and thirty items of the same kind, where runs are compared item by item."""
+    path = Path(items)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    more = [{**rows[i % 40], "ind": i, "ctx": f"somebody begins number {i}"} for i in range(130)]
+    path.write_text("\n".join(json.dumps(row) for row in more) + "\n")
+    return {"hellaswag_num_questions": 120, "hellaswag_margin": 0.2}
 
 
 @pytest.fixture
@@ -182,3 +193,22 @@ def test_threads_do_not_change_the_order(items, scripted):
     found = data.load(items).items
     scored = score(Client(scripted.url), found, examples([]), batch_items=3, parallel=4, timeout=10)
     assert [one.ind for one in scored] == [item.ind for item in found]
+
+
+def test_a_baseline_is_compared_item_by_item(run, many, scripted):
+    baseline = run(**many).reporter.attachments["items"]
+    again = run(**many, hellaswag_baseline=baseline)
+    assert again.raised is None
+    assert again.verdict.numbers["lost"] == 0
+    scripted.logprob = lambda context, ending: -1.1 if "right" in ending else -2.0
+    worse = run(**many, hellaswag_baseline=baseline)
+    assert isinstance(worse.raised, VerdictFailed)
+    assert worse.verdict.numbers["correct"] == 120, "no answer was lost"
+    assert "nats a token" in worse.verdict.reason
+    scripted.logprob = lambda context, ending: -0.5 if "right" in ending else -2.0
+    changed = {**many, "hellaswag_baseline": baseline}
+    assert isinstance(run(**changed).raised, VerdictFailed)
+    assert run(**changed, hellaswag_accepted="a new kernel").raised is None
+    few = run(**{**changed, "hellaswag_num_questions": 110})
+    assert isinstance(few.raised, MeasurementError)
+    assert "missing in the candidate" in few.verdict.reason

@@ -132,24 +132,51 @@ def summarise(sequences: Sequence[Compared]) -> Summary:
     """Reduce the sequences of one part. Raises `ValueError` where there are none."""
     if not sequences:
         raise ValueError("there is no sequence to compare")
-    deltas = [[abs(value) for value in one.delta] for one in sequences]
-    every = sorted(value for delta in deltas for value in delta)
     gaps = [gap for one in sequences for gap in one.gaps]
-    scored = [value for one in sequences for value in one.prefill]
-    doubt = math.fsum(1.0 - math.exp(value) for value in scored)
-    means = [math.fsum(delta) / len(delta) for delta in deltas]
-    worst = max(range(len(means)), key=means.__getitem__)
+    return reduced(
+        [(one.name, one.delta) for one in sequences],
+        top1=share_likeliest(gaps),
+        largest_gap=max(gaps),
+        scored=[value for one in sequences for value in one.prefill],
+    )
+
+
+def share_likeliest(gaps: Sequence[float]) -> float:
+    """Return the share of tokens that are prefill's likeliest: those without a gap below it."""
+    return sum(gap <= 0 for gap in gaps) / len(gaps)
+
+
+def reduced(
+    deltas: Sequence[tuple[str, Sequence[float]]],
+    *,
+    top1: float,
+    largest_gap: float,
+    scored: Sequence[float] | None,
+) -> Summary:
+    """Reduce one part that was kept as differences, decode minus prefill.
+
+    `deltas` are the name of each sequence and its tokens' differences; none is empty, and there is
+    one at least. `scored` are prefill's log-probabilities of all tokens, None where they were not
+    kept.
+    """
+    every = sorted(abs(value) for _, delta in deltas for value in delta)
+    total = math.fsum(every)
+    doubt = math.fsum(1.0 - math.exp(value) for value in scored) if scored else 0.0
+    means = [
+        (math.fsum(abs(value) for value in delta) / len(delta), name) for name, delta in deltas
+    ]
+    worst_sequence, worst_name = max(means, key=lambda one: one[0])
     return Summary(
         tokens=len(every),
-        mean=math.fsum(every) / len(every),
+        mean=total / len(every),
         p99=every[min(len(every) - 1, math.ceil(0.99 * len(every)) - 1)],
         largest=every[-1],
-        top1=sum(gap <= 0 for gap in gaps) / len(gaps),
-        largest_gap=max(gaps),
-        worst_sequence=means[worst],
-        worst_name=sequences[worst].name,
-        relative=math.fsum(every) / doubt if doubt >= FEWEST_DOUBTS else None,
-        spread=max(scored) - min(scored),
+        top1=top1,
+        largest_gap=largest_gap,
+        worst_sequence=worst_sequence,
+        worst_name=worst_name,
+        relative=total / doubt if doubt >= FEWEST_DOUBTS else None,
+        spread=max(scored) - min(scored) if scored else None,
     )
 
 

@@ -118,7 +118,7 @@ def _means(rows: Iterable[Row]) -> NDArray[np.float64]:
 
 def _by_ind(rows: Sequence[Row], run: str) -> dict[int, Row]:
     for number, row in enumerate(rows):
-        problem = _problem(row)
+        problem = problem_of(row)
         if problem is not None:
             raise PairingError(f"row {number} of the {run}: {problem}; score the items again")
     counts = Counter(row["ind"] for row in rows)
@@ -133,8 +133,8 @@ def _by_ind(rows: Sequence[Row], run: str) -> dict[int, Row]:
     return {row["ind"]: row for row in rows}
 
 
-def _problem(row: Row) -> str | None:
-    """Say what is wrong with a row, None where it is whole."""
+def problem_of(row: Row) -> str | None:
+    """Return what is wrong with a row of any content, None where it is whole."""
     if not isinstance(row, Mapping):
         return f"an item is an object, found {type(row).__name__}"
     missing = [key for key in ("ind", "label", "lp", "nt") if key not in row]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from servematrix.client import MalformedAnswer
-from servematrix.gates import accept_length, occupancy, trace
+from servematrix.gates import accept_length, occupancy, throughput, trace
 from servematrix.gates.verdict import Number, Verdict, worst
 from servematrix.gates.windows import Reduction, Scrape
 from servematrix.kits import answers, scrapes
@@ -23,7 +23,7 @@ from servematrix.kits.base import Kit, concludes
 from servematrix.kits.long_request import Ended, Latency, LongRequest, latency
 
 _KIT = "fwd_occupancy"
-_DECODE_LOG_INTERVAL = 40
+DECODE_LOG_INTERVAL = 40
 """SGLang's default, in batches."""
 
 _ROWS = (
@@ -92,6 +92,8 @@ class FwdOccupancyMixin(Kit):
     fwd_occupancy_timeout: float = 600.0
     fwd_occupancy_speculation_required: bool = False
     """Whether a server that does not speculate fails; set it where speculation is configured."""
+    fwd_occupancy_baseline: throughput.Baseline | None = None
+    """What earlier runs of this server measured on such a GPU; None compares with nothing."""
 
     @concludes(_KIT, faults="error")
     def test_fwd_occupancy(self) -> Verdict:
@@ -165,7 +167,7 @@ class FwdOccupancyMixin(Kit):
         info = self._kit_server_info()
         listing = answers.parse(answers.ModelListing, self.client.models())
         return _Server(
-            decode_log_interval=int(info.get("decode_log_interval") or _DECODE_LOG_INTERVAL),
+            decode_log_interval=int(info.get("decode_log_interval") or DECODE_LOG_INTERVAL),
             algorithm=info.get("speculative_algorithm") or None,
             context=None if isinstance(listing, str) else listing.data[0].max_model_len,
             version=info.get("version"),
@@ -210,7 +212,11 @@ class FwdOccupancyMixin(Kit):
             threshold=self.fwd_occupancy_acc_length_threshold,
             required=self.fwd_occupancy_speculation_required,
         )
-        return worst([busy, pays]) if pays.outcome != "not_applicable" else busy
+        verdicts = [busy, pays] if pays.outcome != "not_applicable" else [busy]
+        if self.fwd_occupancy_baseline is not None:
+            found = {**busy.numbers, **pays.numbers}
+            verdicts += throughput.compare(found, self.fwd_occupancy_baseline)
+        return worst(verdicts)
 
     def __report(
         self, verdict: Verdict, server: _Server, watched: scrapes.Watched, ended: Ended

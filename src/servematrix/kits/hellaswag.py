@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from servematrix import data
-from servematrix.gates import accuracy
+from servematrix.gates import accuracy, paired
+from servematrix.gates.pairs import Row
 from servematrix.gates.verdict import Number, Verdict, worst
 from servematrix.kits import logprobs
 from servematrix.kits.base import Kit, concludes
@@ -39,6 +40,12 @@ class HellaswagMixin(Kit):
     hellaswag_batch_items: int = 16
     hellaswag_parallel: int = 4
     hellaswag_timeout: float = 300.0
+    hellaswag_baseline: Sequence[Row] | None = None
+    """The same items as an earlier run of this server scored them; None compares with nothing."""
+    hellaswag_margin: float = paired.MARGIN
+    """Loss of accuracy against the baseline, a fraction, that is to be excluded."""
+    hellaswag_accepted: str | None = None
+    """Name of a change of numerics since the baseline that is wanted."""
 
     @concludes(_KIT, faults="error")
     def test_accuracy_floor(self) -> Verdict:
@@ -58,12 +65,19 @@ class HellaswagMixin(Kit):
         self.attach("items", [scored.row() for scored in batch])
         self.attach("items_single", [scored.row() for scored in single])
         n, right, right_single = len(batch), _right(batch), _right(single)
-        verdict = worst(
-            [
-                accuracy.floor(right, n, threshold=self.hellaswag_accuracy_threshold),
-                accuracy.agreement(right, right_single, n),
-            ]
-        )
+        verdicts = [
+            accuracy.floor(right, n, threshold=self.hellaswag_accuracy_threshold),
+            accuracy.agreement(right, right_single, n),
+        ]
+        if self.hellaswag_baseline is not None:
+            compared = paired.judge(
+                self.hellaswag_baseline,
+                [scored.row() for scored in batch],
+                margin=self.hellaswag_margin,
+                accepted=self.hellaswag_accepted,
+            )
+            verdicts += compared.values()
+        verdict = worst(verdicts)
         numbers = {
             **verdict.numbers,
             **_numbers(batch, single),

@@ -162,14 +162,14 @@ def _row(entry: _Entry, folder: Path) -> Row:
     run, cells = kinds["run"][0], kinds.get("cell", [])
     verdicts = kinds.get("verdict", [])
     findings = [Finding(v["kit"], v["test"], v["verdict"], v["reason"]) for v in verdicts]
-    reason = _cut(kinds.get("end", []), findings)
+    reason = cut(kinds.get("end", []), findings)
     told = [] if reason else defects(server, findings)
     return Row(
         server,
         "no result" if reason else "DEFECT" if told else "as expected",
         reason,
         told,
-        answered=_answered(run, cells),
+        answered=answered(run, cells),
         simulated=run["simulated"],
         failed=[finding.name for finding in findings if finding.outcome == "fail"],
         counts={
@@ -182,7 +182,7 @@ def _row(entry: _Entry, folder: Path) -> Row:
     )
 
 
-def _cut(ends: Sequence[Mapping[str, Any]], findings: Sequence[Finding]) -> str:
+def cut(ends: Sequence[Mapping[str, Any]], findings: Sequence[Finding]) -> str:
     """Why a run's verdicts are not those of a whole run on a live server; empty where they are."""
     if not ends:
         return "the run was cut short: its records have no end"
@@ -194,7 +194,8 @@ def _cut(ends: Sequence[Mapping[str, Any]], findings: Sequence[Finding]) -> str:
     return f"the run ended with status {int(status)}: {told}"
 
 
-def _answered(run: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+def answered(run: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """Engine, version and GPU, from the records of a run and of its cells."""
     versions = cells[0]["versions"] if cells else {}
     named = ", ".join(f"{name} {version}" for name, version in versions.items()) or run["engine"]
     used = cells[0]["gpus"] if cells else []

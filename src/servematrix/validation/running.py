@@ -27,7 +27,7 @@ OUTPUT = "output.txt"
 END_SECONDS = 60.0
 """What an interrupted run gets to stop its server, see the GPU free and write its last line."""
 _PASSED_ON = ("engine", "server_python", "sglang", "gpus", "start_deadline", "hellaswag", "configs")
-"""Options of `servematrix validate` that each run is given as they are."""
+"""Options of a command that makes runs which each run is given as they are."""
 _SHOWN_LINES = 25
 
 
@@ -104,9 +104,29 @@ def _command(
     options: argparse.Namespace,
     suites: str,
 ) -> list[str]:
+    # a server of known state is judged as itself, not by what another one showed
+    return [
+        *pytest_command(server.config, suites, options, changes, chosen),
+        "--no-baseline",
+    ]
+
+
+def pytest_command(
+    configuration: str,
+    suites: str,
+    options: argparse.Namespace,
+    changes: Sequence[str],
+    chosen: Models | None = None,
+) -> list[str]:
+    """The command of one run of a configuration, with the options of a command that makes runs.
+
+    `chosen` are the models where `options` does not name them itself.
+    """
     named = {name: getattr(options, name) for name in _PASSED_ON}
+    if chosen is None:
+        chosen = Models(options.model, options.draft_model)
     named |= {"model": chosen.model, "draft_model": chosen.draft}
-    command = [sys.executable, "-m", "pytest", suites, "--config", server.config]
+    command = [sys.executable, "-m", "pytest", suites, "--config", configuration]
     for name, value in named.items():
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
@@ -153,7 +173,7 @@ def told(row: Row) -> str:
 def _run(one: Prepared, folder: Path) -> bool:
     """Run one server to its end and keep its records; False where a person interrupted it."""
     runs = folder / "run"
-    whole, ending = _guarded([*one.command, "--results", str(runs)], folder / OUTPUT)
+    whole, ending = guarded_run([*one.command, "--results", str(runs)], folder / OUTPUT)
     found = [path for path in runs.glob("*") if not path.is_symlink()]
     try:
         if not found:
@@ -170,7 +190,7 @@ def _run(one: Prepared, folder: Path) -> bool:
     return whole
 
 
-def _guarded(command: Sequence[str], output: Path) -> tuple[bool, str]:
+def guarded_run(command: Sequence[str], output: Path) -> tuple[bool, str]:
     """Run a command that ends with us; whether nobody interrupted it, and how it ended.
 
     The guard turns our end, and a Ctrl-C, into a SIGTERM of the run, which then ends in good order.

@@ -1,0 +1,1 @@
+"""Calibration: repeats of a healthy server become the baseline that later runs are held to."""

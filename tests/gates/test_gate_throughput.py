@@ -1,0 +1,96 @@
+"""A run against the repeats of a baseline, by prediction interval."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from servematrix.gates import throughput
+from servematrix.gates.throughput import QUANTITIES, Baseline, bound, compare, judge
+
+RUNS = [540.0, 550.0, 545.0, 555.0, 560.0]
+"""Mean 550, standard deviation 7.90569."""
+
+
+def test_the_bound_is_the_one_computed_by_hand():
+    # t(4, 0.95) = 2.131847 and 7.905694 sqrt(1 + 1/5) = 8.660254: it lies 18.46233 from the mean
+    assert bound("decode_tokens_per_s", RUNS, 0.05) == pytest.approx(550 - 18.46233, abs=1e-4)
+    assert bound("itl_p50_ms", RUNS, 0.05) == pytest.approx(550 + 18.46233, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "outcome"),
+    [
+        ("decode_tokens_per_s", 531.6, "pass"),
+        ("decode_tokens_per_s", 531.5, "fail"),
+        ("decode_tokens_per_s", 900.0, "pass"),
+        ("accept_length", 300.0, "fail"),
+        ("median", 531.5, "fail"),
+        ("itl_p50_ms", 568.4, "pass"),
+        ("itl_p50_ms", 568.5, "fail"),
+        ("itl_p50_ms", 1.0, "pass"),
+    ],
+)
+def test_a_run_beyond_the_bound_on_the_bad_side_fails(name, value, outcome):
+    verdict = judge(name, value, RUNS, alpha=0.05)
+    assert verdict.outcome == outcome
+    assert verdict.numbers[name] == value
+    assert verdict.numbers[f"baseline_{name}_runs"] == 5
+    assert (verdict.numbers[f"baseline_{name}_p"] < 0.05) == (outcome == "fail")
+    assert verdict.alpha == 0.05
+    assert 0 < verdict.power <= 1
+
+
+@pytest.mark.parametrize(
+    ("value", "values", "outcome", "told"),
+    [
+        (math.nan, RUNS, "error", "this run measured none"),
+        (None, RUNS, "error", "this run measured none"),
+        ("nan", RUNS, "error", "this run measured none"),
+        (True, RUNS, "error", "this run measured none"),
+        (540.0, [], "error", "calibrate again"),
+        (540.0, [540.0, math.inf, 550.0], "error", "calibrate again"),
+        (1.0, [540.0, 550.0], "inconclusive", "3 runs are needed"),
+        (539.0, [540.0] * 3, "inconclusive", "spread is unknown"),
+        (540.0, [540.0] * 3, "pass", "all alike"),
+        (541.0, [540.0] * 3, "pass", "all alike"),
+        (0.3, [0.1 + 0.2] * 5, "inconclusive", "spread is unknown"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(value, values, outcome, told):
+    verdict = judge("decode_tokens_per_s", value, values)
+    assert verdict.outcome == outcome
+    assert told in verdict.reason
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0, math.nan])
+def test_a_risk_that_is_none_is_an_error(alpha):
+    assert judge("median", 99.0, RUNS, alpha=alpha).outcome == "error"
+
+
+def test_a_risk_beyond_what_the_runs_show_is_called_extrapolated():
+    for alpha, expected in ((0.16, True), (0.17, False)):  # 1/6 lies between
+        verdict = judge("median", 550.0, RUNS, alpha=alpha)
+        assert verdict.numbers["baseline_median_extrapolated"] is expected
+
+
+def test_one_request_s_first_token_and_accuracy_are_not_judged_by_their_spread():
+    found = dict.fromkeys(QUANTITIES, 550.0) | {"ttft_s": 9e9, "accuracy": 0.0, "median": 1.0}
+    verdicts = compare(found, Baseline(dict.fromkeys(QUANTITIES, RUNS)))
+    assert [verdict.outcome for verdict in verdicts] == ["fail", "pass", "pass", "pass"]
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_alpha_and_power_are_what_is_stated(alpha):
+    # baselines of five runs and the next one, healthy and 5 % slower
+    draws = np.random.default_rng(7).normal(100.0, 2.0, (4000, 6))
+    failed = slow = 0
+    for row in draws:
+        limit = bound("decode_tokens_per_s", list(row[:5]), alpha)
+        failed += row[5] < limit
+        slow += row[5] - 5.0 < limit
+    stated = throughput._power(5, 5.0 / (2.0 * math.sqrt(1.2)), alpha)
+    assert failed / 4000 == pytest.approx(alpha, abs=4 * math.sqrt(alpha / 4000))
+    assert slow / 4000 == pytest.approx(stated, abs=0.03)
