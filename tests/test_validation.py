@@ -332,7 +332,8 @@ def test_what_was_validated_is_not_overwritten(
 
 
 def begin(out: Path, *options: str) -> subprocess.Popen[str]:
-    quick = ["kits.fwd_occupancy.max_new_tokens=600", 'suites=["quick"]']
+    gate = "gates.fwd_occupancy"
+    quick = [f"{gate}.startup_seconds=0", f"{gate}.block_windows=1", 'suites=["quick"]']
     command = [sys.executable, "-m", "servematrix", "validate", "--engine", "reference"]
     return subprocess.Popen(
         [*command, "--out", str(out), *options, *(f"--set={change}" for change in quick)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import numpy as np
 from scipy.stats import binom
 
 from servematrix.gates.proportions import ALPHA, MISS, fewest, lower_bound, more, upper_bound
@@ -80,8 +81,9 @@ def floor(
 
 def floor_power(n: int, *, threshold: float, accuracy: float, alpha: float = ALPHA) -> float:
     """Return the chance that `floor` fails a server of this true `accuracy`. Exact."""
-    most = binom.ppf(alpha, n, min(max(threshold, 0.0), 1.0)) - 1
-    return float(binom.cdf(most, n, min(max(accuracy, 0.0), 1.0)))
+    # by the very bounds that decide: a quantile would differ where a bound lies on the floor
+    failing = int((upper_bound(np.arange(n + 1), n, alpha) < threshold).sum())
+    return float(binom.cdf(failing - 1, n, min(max(accuracy, 0.0), 1.0)))
 
 
 def agreement(batch: int, single: int, n: int, *, tolerance: float = 0.1) -> Verdict:
