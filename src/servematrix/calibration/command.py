@@ -20,7 +20,7 @@ from servematrix.exit_codes import Exit
 from servematrix.gates.proportions import ALPHA
 from servematrix.gates.throughput import FEWEST_RUNS, extrapolated
 from servematrix.interrupts import end_in_good_order
-from servematrix.validation.running import guarded_run, pytest_command
+from servematrix.validation.running import add_run_options, guarded_run, pytest_command
 
 _REPEATS = 5
 _SHOWN_LINES = 25
@@ -51,15 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="for the baseline (baselines/ beside configs/)")
     add("--results", type=Path, metavar="DIR", help="for the runs (results/calibration-<time>/)")
     add("--configs", metavar="DIR", help="the nearest configs/")
-    add("--engine", choices=("auto", *configs.LAUNCHED), default="auto")
-    add("--server-python", metavar="PATH")
-    add("--sglang", metavar="VERSION")
     add("--model", metavar="PATH_OR_ID")
     add("--draft-model", metavar="PATH_OR_ID")
-    add("--gpus", metavar="LIST")
-    add("--start-deadline", type=float, metavar="SECONDS")
-    add("--hellaswag", metavar="PATH")
-    add("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_run_options(parser, changes="for every run")
 
 
 def calibrate(options: argparse.Namespace) -> Exit:

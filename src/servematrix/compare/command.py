@@ -18,6 +18,7 @@ from servematrix.compare.runs import Run
 from servematrix.config import ConfigError, nearest
 from servematrix.exit_codes import Exit
 from servematrix.gates.difference import QUANTITIES
+from servematrix.validation.running import add_run_options
 from servematrix.validation.table import SIMULATED
 
 _CONFIG: Final = "baseline"
@@ -44,16 +45,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="NAME", help=f"the configuration that both serve ({_CONFIG})")
     add("--rounds", type=int, metavar="N", help="rounds of runs, each A B B A (1)")
     add("--out", type=Path, metavar="DIR", help="for the runs (results/compare-<time>/)")
-    add("--engine", choices=("auto", *configs.LAUNCHED), help="for both (auto)")
-    add("--server-python", metavar="PATH")
-    add("--sglang", metavar="VERSION")
     add("--model", metavar="PATH_OR_ID")
     add("--draft-model", metavar="PATH_OR_ID")
-    add("--gpus", metavar="LIST")
-    add("--start-deadline", type=float, metavar="SECONDS")
-    add("--hellaswag", metavar="PATH")
     add("--api-key-env", metavar="NAME")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for both")
+    # no default, so that options given beside two run folders are seen and refused
+    add_run_options(parser, engine=None, changes="for both")
     add("--accept", metavar="NAME", help="a change of numerics that is wanted, such as 'fp8 KV'")
     add(
         "--margin",

@@ -26,13 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ROLE=PATH",
         help="where a model lies, such as smollm2=/models/smollm2; may be repeated",
     )
-    add("--engine", choices=("auto", *configs.LAUNCHED), default="auto")
-    add("--server-python", metavar="PATH")
-    add("--sglang", metavar="VERSION")
-    add("--gpus", metavar="LIST")
-    add("--start-deadline", type=float, metavar="SECONDS")
-    add("--hellaswag", metavar="PATH")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="for every server")
+    running.add_run_options(parser, changes="for every server")
     add("--out", type=Path, metavar="DIR", help="for the records (results/validation-<time>/)")
     add(
         "--from",

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from servematrix import config as configs
 from servematrix import run
 from servematrix.config import ConfigError
 from servematrix.engines.base import EnvironmentProblem, Say
@@ -109,6 +110,26 @@ def _command(
         *pytest_command(server.config, suites, options, changes, chosen),
         "--no-baseline",
     ]
+
+
+def add_run_options(
+    parser: argparse.ArgumentParser, *, engine: str | None = "auto", changes: str
+) -> None:
+    """The options of a command that makes runs, as `pytest_command` passes them on.
+
+    `engine` is the default; `changes` says what `--set` holds for.
+    """
+    add = parser.add_argument
+    add("--engine", choices=("auto", *configs.LAUNCHED), default=engine)
+    for name, metavar in (
+        ("server-python", "PATH"),
+        ("sglang", "VERSION"),
+        ("gpus", "LIST"),
+        ("hellaswag", "PATH"),
+    ):
+        add(f"--{name}", metavar=metavar)
+    add("--start-deadline", type=float, metavar="SECONDS")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=changes)
 
 
 def pytest_command(
