@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 import numpy as np
-from scipy.stats import binom
+import scipy  # its parts are loaded when they are used
 
 from servematrix.gates.proportions import ALPHA, MISS, fewest, lower_bound, more, upper_bound
 from servematrix.gates.verdict import Number, Verdict
@@ -83,7 +83,7 @@ def floor_power(n: int, *, threshold: float, accuracy: float, alpha: float = ALP
     """Return the chance that `floor` fails a server of this true `accuracy`. Exact."""
     # by the very bounds that decide: a quantile would differ where a bound lies on the floor
     failing = int((upper_bound(np.arange(n + 1), n, alpha) < threshold).sum())
-    return float(binom.cdf(failing - 1, n, min(max(accuracy, 0.0), 1.0)))
+    return float(scipy.stats.binom.cdf(failing - 1, n, min(max(accuracy, 0.0), 1.0)))
 
 
 def agreement(batch: int, single: int, n: int, *, tolerance: float = 0.1) -> Verdict:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+import scipy  # its parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy.stats import nct
-from scipy.stats import t as student
 
 from servematrix.gates.verdict import Number, Verdict
 
@@ -122,8 +121,8 @@ def judge(
         return Verdict("not_applicable", rule, f"{found}: {advice}", numbers)
     spread = _spread(losses)
     error = spread / math.sqrt(n)
-    low = loss - float(student.isf(alpha, n - 1)) * error
-    high = loss + float(student.isf(miss, n - 1)) * error
+    low = loss - float(scipy.stats.t.isf(alpha, n - 1)) * error
+    high = loss + float(scipy.stats.t.isf(miss, n - 1)) * error
     power = _power(n, allowed, error, alpha)
     ends = sorted((sign * low, sign * high))
     numbers |= {
@@ -171,7 +170,7 @@ def _spread(losses: NDArray[np.float64]) -> float:
 def _power(n: int, beyond: float, error: float, alpha: float) -> float:
     if error == 0:
         return 1.0
-    return float(nct.sf(student.isf(alpha, n - 1), n - 1, beyond / error))
+    return float(scipy.stats.nct.sf(scipy.stats.t.isf(alpha, n - 1), n - 1, beyond / error))
 
 
 def _needed(n: int, spread: float, beyond: float, alpha: float, miss: float) -> int | None:
@@ -180,6 +179,6 @@ def _needed(n: int, spread: float, beyond: float, alpha: float, miss: float) -> 
     `beyond` is by how much the mean loss is above the margin, or below where it is negative.
     """
     many = np.arange(n + 1, MOST_PAIRS + 1)
-    reach = student.isf(alpha if beyond > 0 else miss, many - 1) * spread / np.sqrt(many)
+    reach = scipy.stats.t.isf(alpha if beyond > 0 else miss, many - 1) * spread / np.sqrt(many)
     decided = many[reach < abs(beyond)]
     return int(decided[0]) if len(decided) else None

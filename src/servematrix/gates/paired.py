@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import scipy  # its parts are loaded when they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import nct, norm
-from scipy.stats import t as student
 
 from servematrix.gates import drift
 from servematrix.gates.pairs import PairingError, Pairs, Row, align
@@ -150,7 +149,7 @@ def excluded(
     lost: ArrayLike, won: ArrayLike, n: ArrayLike, margin: float, miss: float = MISS
 ) -> NDArray[np.bool_]:
     """Return whether Tango's interval for the loss ends below `margin`, for whole arrays."""
-    return np.asarray(tango(lost, won, n, margin) < -norm.isf(miss))
+    return np.asarray(tango(lost, won, n, margin) < -scipy.stats.norm.isf(miss))
 
 
 def gold_logprob(
@@ -205,7 +204,7 @@ def gold_logprob(
     if high < margin:
         return Verdict("pass", rule, found, numbers, alpha, power)
     # the bounds close in on the mean as one over the square root of the items
-    z, distance = float(norm.isf(alpha if mean > margin else miss)), abs(mean - margin)
+    z, distance = float(scipy.stats.norm.isf(alpha if mean > margin else miss)), abs(mean - margin)
     many = n * (z * error / distance) ** 2 if distance else math.inf
     needed = max(math.ceil(many), n + 1) if many <= MANY else None
     numbers["gold_items_needed"] = needed
@@ -224,8 +223,8 @@ def gold_bounds(
     n = loss.shape[-1]
     mean = loss.mean(axis=-1)
     error = loss.std(axis=-1, ddof=1) / math.sqrt(n)
-    low = mean - student.isf(alpha, n - 1) * error
-    return mean, error, low, mean + student.isf(miss, n - 1) * error
+    low = mean - scipy.stats.t.isf(alpha, n - 1) * error
+    return mean, error, low, mean + scipy.stats.t.isf(miss, n - 1) * error
 
 
 def gold_power(n: int, spread: float, beyond: float, alpha: float) -> float:
@@ -234,4 +233,6 @@ def gold_power(n: int, spread: float, beyond: float, alpha: float) -> float:
     `spread`, above 0, is the standard deviation of one item's difference. The statistic is then
     noncentral t.
     """
-    return float(nct.sf(student.isf(alpha, n - 1), n - 1, beyond * math.sqrt(n) / spread))
+    return float(
+        scipy.stats.nct.sf(scipy.stats.t.isf(alpha, n - 1), n - 1, beyond * math.sqrt(n) / spread)
+    )

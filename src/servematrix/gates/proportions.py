@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import scipy  # its parts are loaded when they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.stats import beta, binom, norm
 
 ALPHA: Final = 0.001
 """Chance that a gate fails a server that has nothing wrong: with a dozen gates a run, a run in
@@ -34,7 +33,7 @@ def lower_bound(k: ArrayLike, n: ArrayLike, risk: float) -> Array:
     It is above the true share with a chance of at most `risk` (Clopper and Pearson 1934).
     """
     k, n = np.asarray(k), np.asarray(n)
-    bound = beta.ppf(risk, np.maximum(k, 1), n - k + 1)
+    bound = scipy.stats.beta.ppf(risk, np.maximum(k, 1), n - k + 1)
     return np.where(k > 0, bound, 0.0)
 
 
@@ -46,7 +45,7 @@ def upper_bound(k: ArrayLike, n: ArrayLike, risk: float) -> Array:
 
 def exceeding(k: ArrayLike, n: ArrayLike, share: float) -> Array:
     """Return the chance of `k` or more among `n` where each has the chance `share`."""
-    return np.asarray(binom.sf(np.asarray(k) - 1, n, share))
+    return np.asarray(scipy.stats.binom.sf(np.asarray(k) - 1, n, share))
 
 
 def exceeding_power(n: int, share: float, true: float, risk: float) -> float:
@@ -54,8 +53,8 @@ def exceeding_power(n: int, share: float, true: float, risk: float) -> float:
 
     Exact: both are binomial.
     """
-    needed = binom.isf(risk, n, share) + 1
-    return float(binom.sf(needed - 1, n, min(max(true, 0.0), 1.0)))
+    needed = scipy.stats.binom.isf(risk, n, share) + 1
+    return float(scipy.stats.binom.sf(needed - 1, n, min(max(true, 0.0), 1.0)))
 
 
 def mcnemar(lost: ArrayLike, won: ArrayLike) -> Array:
@@ -78,9 +77,9 @@ def mcnemar_power(n: int, loss: float, flips: float, alpha: float) -> float:
     if changed <= 0.0:
         return 0.0
     d = np.arange(n + 1)
-    needed = binom.isf(alpha, d, 0.5) + 1
-    seen = binom.sf(needed - 1, d, (loss + flips / 2) / (loss + flips))
-    return float(np.sum(binom.pmf(d, n, changed) * seen))
+    needed = scipy.stats.binom.isf(alpha, d, 0.5) + 1
+    seen = scipy.stats.binom.sf(needed - 1, d, (loss + flips / 2) / (loss + flips))
+    return float(np.sum(scipy.stats.binom.pmf(d, n, changed) * seen))
 
 
 def tango(lost: ArrayLike, won: ArrayLike, n: ArrayLike, loss: ArrayLike) -> Array:
@@ -106,7 +105,7 @@ def tango_bounds(lost: int, won: int, n: int, risk: float) -> tuple[float, float
 
     The ends are the losses that the score statistic just does not reject.
     """
-    z = float(norm.isf(risk))
+    z = float(scipy.stats.norm.isf(risk))
     seen = (lost - won) / n
 
     def solve(target: float, edge: float) -> float:
@@ -115,7 +114,7 @@ def tango_bounds(lost: int, won: int, n: int, risk: float) -> tuple[float, float
 
         if off(edge) * off(seen) >= 0:
             return float(np.sign(edge))
-        return float(brentq(off, seen, edge))
+        return float(scipy.optimize.brentq(off, seen, edge))
 
     rim = 1.0 - 1e-12
     return solve(z, -rim), solve(-z, rim)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-from scipy.stats import nct
-from scipy.stats import t as student
+import scipy  # its parts are loaded when they are used
 
 from servematrix.gates.proportions import ALPHA
 from servematrix.gates.verdict import Number, Verdict
@@ -79,7 +78,7 @@ def bound(name: str, values: Sequence[float], alpha: float) -> float | None:
     if len(values) < FEWEST_RUNS or _spread(values) == 0:
         return None
     n = len(values)
-    reach = float(student.isf(alpha, n - 1)) * _spread(values) * math.sqrt(1 + 1 / n)
+    reach = float(scipy.stats.t.isf(alpha, n - 1)) * _spread(values) * math.sqrt(1 + 1 / n)
     mean = float(np.mean(values))
     return mean - reach if QUANTITIES[name].better == "higher" else mean + reach
 
@@ -148,7 +147,7 @@ def judge(name: str, value: Number, values: Sequence[float], *, alpha: float = A
     scale = spread * math.sqrt(1 + 1 / n)
     worse = (mean - value) if quantity.better == "higher" else (value - mean)
     power = _power(n, quantity.effect * abs(mean) / scale, alpha)
-    numbers |= {f"{key}_p": float(student.sf(worse / scale, n - 1)), f"{key}_power": power}
+    numbers |= {f"{key}_p": float(scipy.stats.t.sf(worse / scale, n - 1)), f"{key}_power": power}
     side = "at least" if quantity.better == "higher" else "at most"
     found = f"{found} ({side} {limit:.4g})"
     if beyond(name, value, limit):
@@ -165,4 +164,4 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _power(n: int, noncentrality: float, alpha: float) -> float:
-    return float(nct.sf(student.isf(alpha, n - 1), n - 1, noncentrality))
+    return float(scipy.stats.nct.sf(scipy.stats.t.isf(alpha, n - 1), n - 1, noncentrality))
