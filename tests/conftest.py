@@ -22,3 +22,21 @@ ROOT = Path(__file__).resolve().parent.parent
 def configs_directory() -> Path:
     """The configurations that ship with the project."""
     return ROOT / "configs"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The configurations, and one suite that takes a second."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "test_quick.py").write_text(
+        "import pytest\n"
+        "from servematrix.kits import FwdOccupancyMixin\n\n\n"
+        "@pytest.mark.suite('quick')\n"
+        "class TestQuick(FwdOccupancyMixin):\n"
+        "    pass\n"
+    )
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
+    )
+    return tmp_path

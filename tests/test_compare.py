@@ -432,25 +432,13 @@ def test_runs_are_not_overwritten(tmp_path: Path, capsys: Capture) -> None:
     assert "has files already" in capsys.readouterr().err
 
 
-def test_a_lost_overlap_is_seen_from_end_to_end(tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "suites").mkdir()
-    (tmp_path / "suites" / "test_quick.py").write_text(
-        "import pytest\n"
-        "from servematrix.kits import FwdOccupancyMixin\n\n\n"
-        "@pytest.mark.suite('quick')\n"
-        "class TestQuick(FwdOccupancyMixin):\n"
-        "    pass\n"
-    )
-    (tmp_path / "pytest.ini").write_text(
-        "[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
-    )
+def test_a_lost_overlap_is_seen_from_end_to_end(project: Path) -> None:
     command = [sys.executable, "-m", "servematrix", "compare", "--engine", "reference"]
     command += ["--config", "smollm2", "--b-set", "arguments.disable-overlap-schedule=true"]
     command += ["--set", 'suites=["quick"]', "--set", "kits.fwd_occupancy.max_new_tokens=600"]
     done = subprocess.run(
         [*command, "--out", "out", "--json"],
-        cwd=tmp_path,
+        cwd=project,
         env={**os.environ, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
@@ -464,4 +452,4 @@ def test_a_lost_overlap_is_seen_from_end_to_end(tmp_path: Path) -> None:
     assert rows["decode_tokens_per_s"]["difference"] < 0
     assert all("simulated" in told and "2 runs" in told for told in found["sides"].values())
     assert "[4/4] A: reference" in done.stderr
-    assert "test session starts" in (tmp_path / "out" / "1-a.txt").read_text()
+    assert "test session starts" in (project / "out" / "1-a.txt").read_text()

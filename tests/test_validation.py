@@ -345,24 +345,6 @@ def begin(out: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """The configurations, and one suite that takes a second."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "suites").mkdir()
-    (tmp_path / "suites" / "test_quick.py").write_text(
-        "import pytest\n"
-        "from servematrix.kits import FwdOccupancyMixin\n\n\n"
-        "@pytest.mark.suite('quick')\n"
-        "class TestQuick(FwdOccupancyMixin):\n"
-        "    pass\n"
-    )
-    (tmp_path / "pytest.ini").write_text(
-        "[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
-    )
-    return tmp_path
-
-
 def test_a_healthy_and_a_degraded_server_are_told_apart(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
