@@ -114,6 +114,51 @@ def test_a_recorded_run_on_any_200_of_its_items_is_never_failed():
     assert not (proportions.upper_bound(k, 200, proportions.ALPHA) < 0.30).any()
 
 
+@pytest.mark.parametrize(
+    ("correct", "outcome", "needed"), [(165, "pass", 0), (97, "fail", 0), (121, "inconclusive", 1)]
+)
+def test_every_number_of_a_floor_is_stated(correct, outcome, needed):
+    verdict = accuracy.floor(correct, 200, threshold=0.6, alpha=0.002, miss=0.02, effect=0.2)
+    assert verdict.outcome == outcome
+    share = correct / 200
+    needs = {"floor_items_needed": verdict.numbers.get("floor_items_needed")} if needed else {}
+    assert verdict.numbers == {
+        "n": 200,
+        "correct": correct,
+        "accuracy": share,
+        "accuracy_low": pytest.approx(proportions.lower_bound(correct, 200, 0.02)),
+        "accuracy_high": pytest.approx(proportions.upper_bound(correct, 200, 0.002)),
+        "standard_error": pytest.approx(math.sqrt(share * (1 - share) / 200)),
+        "accuracy_threshold": 0.6,
+        "floor_alpha": 0.002,
+        "floor_miss": 0.02,
+        "floor_effect": 0.2,
+        "floor_power": verdict.power,
+        **needs,
+    }
+    power = accuracy.floor_power(200, threshold=0.6, accuracy=0.4, alpha=0.002)
+    assert (verdict.alpha, verdict.power) == (0.002, power)
+
+
+def test_the_items_that_are_asked_for_below_the_floor_do_fail():
+    needed = accuracy.floor(110, 200, threshold=0.6).numbers["floor_items_needed"]
+    assert accuracy.floor(round(0.55 * needed), needed, threshold=0.6).outcome == "fail"
+    fewer = int(needed * 0.9)
+    assert accuracy.floor(round(0.55 * fewer), fewer, threshold=0.6).outcome == "inconclusive"
+
+
+@pytest.mark.parametrize(("correct", "threshold"), [(0, 0.0), (200, 1.0)])
+def test_a_bound_on_the_floor_is_decided_by_no_number_of_items(correct, threshold):
+    verdict = accuracy.floor(correct, 200, threshold=threshold)
+    assert verdict.numbers["floor_items_needed"] is None
+
+
+def test_below_a_floor_of_all_items_lies_whoever_errs_once():
+    power = accuracy.floor_power(5, threshold=1.0, accuracy=0.5)
+    assert power == pytest.approx(1 - 0.5**5)
+    assert accuracy.floor_power(5, threshold=2.0, accuracy=1.5) == 1.0
+
+
 # -- agreement ----------------------------------------------------------------------------------
 
 
@@ -121,6 +166,26 @@ def test_a_recorded_run_on_any_200_of_its_items_is_never_failed():
 def test_agreement_allows_exactly_the_tolerance(single, outcome):
     assert accuracy.agreement(120, single, 200).outcome == outcome
     assert accuracy.agreement(single, 120, 200).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("single", "outcome", "difference"), [(3, "pass", 0.0), (1, "fail", 0.5), (4, "fail", 0.25)]
+)
+def test_agreement_states_both_counts_and_shares(single, outcome, difference):
+    verdict = accuracy.agreement(3, single, 4)
+    assert verdict.outcome == outcome
+    assert verdict.numbers == {
+        "correct_batch": 3,
+        "correct_single": single,
+        "accuracy_batch": 0.75,
+        "accuracy_single": single / 4,
+        "accuracy_difference": difference,
+    }
+
+
+def test_agreement_on_one_item_is_judged():
+    assert accuracy.agreement(1, 1, 1).outcome == "pass"
+    assert accuracy.agreement(1, 0, 1).outcome == "fail"
 
 
 def test_agreement_without_items_is_an_error():

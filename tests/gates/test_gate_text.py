@@ -72,3 +72,69 @@ def test_one_token():
 
 def test_long_answers_are_cut_in_messages():
     assert len(text.contains("x" * 5000, "paris").reason) < 400
+
+
+# -- what is stated, and where the limits lie ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("edge", "counts"), [(" ", 1), ("~", 1), ("\n", 1), ("\t", 1), ("X", 1)])
+def test_printable_reaches_from_space_to_tilde_with_newline_and_tab(edge, counts):
+    assert text.readable(edge).numbers == {"printable_share": counts, "characters": 1}
+
+
+@pytest.mark.parametrize("edge", ["\x1f", "\x7f", "\r", "é"])
+def test_all_else_is_not_printable(edge):
+    verdict = text.readable(edge + "a")
+    assert (verdict.outcome, verdict.numbers["printable_share"]) == ("fail", 0.5)
+
+
+def test_a_share_of_085_exactly_is_not_readable():
+    verdict = text.readable("a" * 17 + "é" * 3)
+    assert verdict.outcome == "fail"
+    assert verdict.numbers == {"printable_share": 0.85, "characters": 20}
+
+
+def test_characters_count_from_fifty_on():
+    assert text.unrepetitive("!" * 49).numbers == {
+        "top_5gram_characters": 0.0,
+        "top_5gram_words": 0.0,
+    }
+    verdict = text.unrepetitive("!" * 50)
+    assert verdict.outcome == "fail"
+    assert verdict.numbers == {"top_5gram_characters": 1.0, "top_5gram_words": 0.0}
+
+
+def test_words_count_from_twelve_5_grams_on():
+    assert text.unrepetitive("a " * 15).numbers["top_5gram_words"] == 0.0  # 11 of them
+    assert text.unrepetitive("a " * 16).numbers["top_5gram_words"] == 1.0
+
+
+def test_a_share_of_a_quarter_exactly_is_a_loop():
+    sixfold = text.unrepetitive("a b c d e f a b c d e f a b c d")  # 12 word 5-grams, 2 alike
+    assert (sixfold.outcome, sixfold.numbers["top_5gram_words"]) == ("pass", 2 / 12)
+    verdict = text.unrepetitive("a b c d a b c d a b c d a b c d")
+    assert (verdict.outcome, verdict.numbers["top_5gram_words"]) == ("fail", 0.25)
+
+
+def test_the_first_line_ends_at_the_first_of_many():
+    assert text.first_line("\n  one \n two \n three \n") == "one"
+    assert text.first_line(" \n") == ""
+
+
+@pytest.mark.parametrize(("first", "second"), [("", "Paris"), ("Paris", "")])
+def test_one_empty_answer_is_told_as_empty(first, second):
+    verdict = text.same(first, second)
+    assert verdict.outcome == "fail"
+    assert verdict.reason.startswith("an answer is empty")
+
+
+@pytest.mark.parametrize(("answer", "tokens"), [("P", 1), ("", 1), ("P", 0), ("P", 2)])
+def test_the_tokens_of_a_one_token_answer_are_stated(answer, tokens):
+    verdict = text.one_token(answer, tokens)
+    assert verdict.outcome == ("pass" if answer and tokens == 1 else "fail")
+    assert verdict.numbers == {"completion_tokens": tokens}
+
+
+def test_a_quote_is_cut_beyond_its_limit_only():
+    assert text.quote("abcd", 4) == "'abcd'"
+    assert text.quote("abcde", 4) == "'abcd'… (5 characters)"

@@ -169,7 +169,7 @@ def reduced(
     return Summary(
         tokens=len(every),
         mean=total / len(every),
-        p99=every[min(len(every) - 1, math.ceil(0.99 * len(every)) - 1)],
+        p99=every[math.ceil(0.99 * len(every)) - 1],
         largest=every[-1],
         top1=top1,
         largest_gap=largest_gap,
