@@ -63,3 +63,30 @@ def test_a_long_prompt_is_held_to_its_length_and_computed(text, changed, outcome
         "cached_tokens": asked["cached_tokens"],
         "context_tokens": 10_000,
     }
+
+
+def test_a_server_that_drops_nothing_has_a_rate_of_three_in_all_at_most():
+    verdict = load.all_served([], 300)
+    assert verdict.outcome == "pass"
+    assert verdict.numbers == {
+        "asked": 300,
+        "unserved": 0,
+        "rate_at_most": pytest.approx(1 - 0.05 ** (1 / 300)),
+    }
+    assert verdict.numbers["rate_at_most"] == pytest.approx(3 / 300, rel=0.01)
+    assert verdict.power == pytest.approx(1 - 0.99**300)
+    assert "at most 0.99 %" in verdict.reason
+
+
+def test_one_dropped_request_fails_and_the_first_is_shown():
+    verdict = load.all_served(["reset", "timeout"], 200)
+    assert verdict.outcome == "fail"
+    assert verdict.numbers == {"asked": 200, "unserved": 2}
+    assert verdict.power == pytest.approx(1 - 0.99**200)
+    assert verdict.reason == "2 dropped, 1 %; the first: 'reset'"
+
+
+def test_one_request_is_a_measurement_and_none_is_not():
+    assert load.all_served([], 1).outcome == "pass"
+    none = load.all_served([], 0)
+    assert (none.outcome, none.numbers) == ("error", {"asked": 0, "unserved": 0})

@@ -685,6 +685,15 @@ def test_a_server_without_the_gauge_is_told_by_what_it_has(served, older, outcom
     assert told in verdict.reason
 
 
+def test_metrics_that_were_asked_for_are_missed_and_others_are_not():
+    missed = occupancy.unmeasurable(metrics_served=False, required=True)
+    assert missed.outcome == "error"
+    assert "although the server was started with --enable-metrics" in missed.reason
+    # what is served is told by what it has
+    served = occupancy.unmeasurable(metrics_served=True, required=True, older_name="sglang:x")
+    assert served.outcome == "not_applicable"
+
+
 def test_an_older_gauge_before_the_measurement_is_not_applicable():
     idle = scrape(-0.1, 50.0, running=0.0)
     sizes = {"prompt_tokens": 100, "new_tokens": 100, "context": None}

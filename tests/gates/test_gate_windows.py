@@ -8,7 +8,8 @@ import math
 import pytest
 
 from servematrix.gates import sequential, trace, windows
-from servematrix.gates.ranks import weigh
+from servematrix.gates.ranks import every_rank, weigh
+from servematrix.gates.verdict import Verdict
 from servematrix.gates.windows import RankReading, Scrape, Span, Windows, deciding_rank, span
 
 
@@ -183,6 +184,37 @@ def test_the_level_is_that_after_the_start_up_once_a_block_is_there():
     assert found.reason.startswith("median 98.50 % over 2 windows after the start-up")
     found = weigh({"a": shown(10.0, 10.0, 99.0)}, rule, reduction="min", counter_tolerance=2.0)
     assert found.reason.startswith("median 10.00 % over 3 windows;")
+
+
+def on_rank(outcome: str, rank: str | None, alpha: float | None = 0.25) -> Verdict:
+    return Verdict(outcome, "rule", f"{rank} was measured", {"rank": rank, "median": 1.0}, alpha)
+
+
+def test_of_requests_to_each_rank_the_worst_decides():
+    verdict = every_rank([on_rank("pass", "dp0"), on_rank("fail", "dp1"), on_rank("error", "dp2")])
+    assert verdict.outcome == "fail"
+    assert verdict.numbers == {"rank": "dp1", "median": 1.0, "ranks": 3}
+    assert verdict.reason == "rank dp1, the worst of 3: dp1 was measured"
+    assert verdict.alpha == 0.75
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "ranks", "outcome"),
+    [
+        (("pass", "pass"), ("dp0", "dp1"), "pass"),
+        (("pass", "pass"), ("dp0", "dp0"), "inconclusive"),
+        (("pass", "pass"), ("dp0", None), "inconclusive"),
+        (("fail", "pass"), ("dp0", "dp0"), "fail"),
+    ],
+)
+def test_a_rank_that_no_request_met_keeps_the_server_from_passing(outcomes, ranks, outcome):
+    verdict = every_rank([on_rank(*one) for one in zip(outcomes, ranks, strict=True)])
+    assert verdict.outcome == outcome
+    met = len(set(ranks) - {None})
+    assert verdict.numbers["ranks"] == met
+    if outcome == "inconclusive":
+        assert verdict.reason.startswith("requests for 2 ranks met 1 only")
+        assert verdict.alpha == 0.5
 
 
 # -- traces -------------------------------------------------------------------------------------
