@@ -40,7 +40,7 @@ def left_alone(code: str) -> list[str]:
         ('Verdict("error", rule, reason, {"spec_algorithm": name})', []),
         ('numbers[f"graph_passes_at_{one.batch}"] = one.graph', []),
         ('self.client.get("/get_model_info")', []),
-        ('sum("x" in one for one in found)', []),
+        ('sum(" " <= c <= "~" or c in "\\n\\t" for c in text)', []),
     ],
 )
 def test_texts_for_people_are_left_alone_and_strings_that_decide_are_not(code, texts):

@@ -5,9 +5,9 @@ mutmut leaves two things as they are that matter here, and changes one that does
 - It skips decorated functions: each test of a kit, each property. In the copy a decorated function
   passes on to one without decorators, which holds the code.
 - It changes texts for people: rules, reasons, prompts, units. No decision hangs on them, so in the
-  copy their lines say `# pragma: no mutate`. A text is a string with a space in it, whatever is
-  inside its braces, and what is put together from such strings; the unit of a measurement is one
-  too. Strings without a space stay: outcomes, names of numbers, JSON keys, routes.
+  copy their lines say `# pragma: no mutate`. A text is a string with a space and more in it,
+  whatever is inside its braces, and what is put together from such strings; the unit of a
+  measurement is one too. Other strings stay: outcomes, names of numbers, JSON keys, routes.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _texts(node: ast.AST) -> Iterator[ast.expr]:
 def _is_text(node: ast.expr) -> bool:
     match node:
         case ast.Constant(value=str(text)):
-            return " " in text
+            return " " in text and not text.isspace()
         case ast.JoinedStr(values=parts):
             return any(_is_text(part) for part in parts)
         case ast.FormattedValue(value=value):

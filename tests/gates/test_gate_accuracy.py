@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,47 @@ def test_the_power_of_an_exact_test_of_a_share():
     power = proportions.exceeding_power(1000, 0.01, 0.02, 0.0005)
     k = np.random.default_rng(1).binomial(1000, 0.02, 100_000)
     assert power == pytest.approx((proportions.exceeding(k, 1000, 0.01) <= 0.0005).mean(), abs=0.01)
+
+
+def test_power_where_every_item_changes_is_that_of_all_items():
+    assert proportions.mcnemar_power(10, 1.0, 0.0, 0.001) == 1.0  # 2 ** -10 < 0.001
+    assert proportions.mcnemar_power(9, 1.0, 0.0, 0.001) == 0.0
+    # a loss and flips that together are more than all: each item changes, 9 in 10 are lost
+    power = proportions.mcnemar_power(10, 1.2, 0.3, 0.001)
+    assert power == pytest.approx(0.9**10)
+
+
+def test_tangos_statistic_without_a_variance_is_infinite_or_nothing_and_warns_of_neither():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert proportions.tango(5, 0, 10, 1.0) == -math.inf
+        assert proportions.tango(10, 0, 10, 1.0) == 0.0
+
+
+def test_tangos_interval_ends_at_the_edge_where_the_statistic_never_gets_there():
+    assert proportions.tango_bounds(10, 0, 10, 0.4)[1] == 1.0
+    assert proportions.tango_bounds(0, 10, 10, 0.4)[0] == -1.0
+
+
+MANY = proportions.MANY
+
+
+@pytest.mark.parametrize(
+    ("n", "least", "found"),
+    [
+        (100, 1, 100),
+        (100, 150, 151),  # the steps of 1 % are 100, 101, 103, ..., 149, 151
+        (100, MANY, MANY),
+        (100, 1.01 * MANY, None),
+        (MANY, 1, MANY),
+        (MANY, 1.01 * MANY, None),
+    ],
+)
+def test_the_fewest_items_are_looked_for_up_to_as_many_as_anybody_takes(n, least, found):
+    def decided(many):
+        assert many.dtype == np.int64
+        return many > least if least > MANY else many >= least
+
+    assert proportions.fewest(n, decided) == (found and pytest.approx(found, rel=0.01 * (n < MANY)))
+    if found == 151:
+        assert proportions.fewest(n, decided) == 151

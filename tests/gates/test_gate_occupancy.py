@@ -584,7 +584,7 @@ def test_good_and_bad_blocks_add_up():
         (400, 400, 0.0, 1, 10),
         (2000, 400, 0.0, 1, 10),
         (400, 480, 0.0, 5, 2),
-        (400, 400, 0.9, 1, 5),  # 0.9 s are 4.986 of the windows
+        (400, 400, 0.72, 1, 6),  # 0.72 s are 3.989 of the windows
         (400, 400, 9.0, 1, 0),
     ],
 )
@@ -593,6 +593,16 @@ def test_power_is_that_of_the_blocks_after_the_start_up(asked, passes, startup, 
     limits = replace(LIMITS, startup_seconds=startup, block_windows=size)
     verdict = occupancy.judge(run_of(GOOD), request, limits)
     assert verdict.power == sequential.power(blocks)
+
+
+def test_windows_of_less_than_a_second_have_their_start_up_too():
+    halved = [replace(one, t=one.t / 2) for one in run_of(GOOD)]  # the last is shown at 0.905 s
+    verdict = occupancy.judge(halved, DONE, replace(LIMITS, startup_seconds=0.3))
+    assert verdict.power == sequential.power(6) != sequential.power(10)
+
+
+def test_no_scrape_at_all_is_an_error():
+    assert "no scrape of 0 shows" in occupancy.judge([], DONE, LIMITS).reason
 
 
 def test_a_window_at_the_very_start_leaves_out_no_block():

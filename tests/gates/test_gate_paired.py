@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import nct as noncentral
 from scipy.stats import norm as normal
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from servematrix.gates import drift, paired, pairs, proportions
@@ -582,6 +584,67 @@ def test_measured_limits_are_bounds_of_what_all_repeats_show():
     beyond = int((shifts > found.delta).sum())
     assert found.moved == max(0.01, float(proportions.upper_bound(beyond, 2000, 0.02)))
     assert found.flips == pytest.approx(float(proportions.upper_bound(flips, 2000, 0.02)))
+
+
+@pytest.mark.parametrize(("miss", "items"), [(0.01, 536), (0.05, 268)])
+def test_the_items_without_a_flip_follow_the_risk(miss, items):
+    """z² (1 - margin) / margin, with z = 2.326 and 1.645."""
+    assert paired.accuracy(align(RUN[:items], RUN[:items]), miss=miss).outcome == "pass"
+    few = paired.accuracy(align(RUN[:200], RUN[:200]), miss=miss)
+    assert few.outcome == "inconclusive"
+    assert items <= few.numbers["loss_items_needed"] <= 1.01 * items + 1
+
+
+def test_a_loss_with_a_p_of_the_risk_exactly_fails():
+    assert paired.accuracy(align(RUN, spoilt(RUN, 10)), alpha=2.0**-10).outcome == "fail"
+    few = RUN[:400]
+    verdict = paired.accuracy(align(few, spoilt(few, 5)), alpha=2.0**-10)
+    assert verdict.outcome == "inconclusive"
+    assert 760 <= verdict.numbers["loss_items_needed"] <= 770  # where 5 of 400 are 10
+
+
+def test_a_loss_that_is_just_not_rejected_is_not_excluded():
+    # the statistic of the very loss that was seen is 0, and so is the quantile of one half
+    assert not paired.excluded(10, 0, 1000, 0.01, 0.5)
+
+
+def test_a_drift_with_a_p_of_half_the_risk_exactly_fails():
+    pairs = align(RUN, moved(RUN, 0.01, 0.015))
+    p = float(proportions.exceeding(15, 1000, 0.01))
+    assert drift.judge(pairs, drift.HEALTHY, alpha=2 * p).outcome == "fail"
+    assert drift.judge(pairs, drift.HEALTHY, alpha=1.99 * p).outcome == "pass"
+
+
+def test_the_power_of_a_drift_is_that_of_half_its_risk():
+    few = RUN[:100]
+    verdict = drift.judge(align(few, few), alpha=0.05)
+    assert verdict.power == proportions.exceeding_power(100, 0.01, 0.1, 0.025)
+    assert verdict.power != proportions.exceeding_power(100, 0.01, 0.1, 0.1)
+
+
+def test_gold_bounds_of_many_runs_are_those_of_each():
+    gold = np.array([[0.1, 0.2, 0.4], [0.0, -0.5, 0.9], [3.0, -3.0, 0.0]])
+    together = paired.gold_bounds(gold)
+    for i, row in enumerate(gold):
+        assert [one[i] for one in together] == pytest.approx(
+            list(map(float, paired.gold_bounds(row)))
+        )
+
+
+def test_gold_power_of_few_items_is_noncentral_t():
+    expected = noncentral.sf(student.isf(0.01, 4), 4, 0.1 * math.sqrt(5) / 0.07)
+    assert paired.gold_power(5, 0.07, 0.1, 0.01) == pytest.approx(expected)
+
+
+def test_what_the_t_bound_leaves_open_and_the_normal_one_would_not_asks_for_one_item_more():
+    gold = np.resize([-1.0, 1.0], 100)
+    error = gold.std(ddof=1) / 10
+    # between the quantiles of the normal and of t(99) at 0.001
+    assert normal.isf(0.001) < 3.13 < student.isf(0.001, 99)
+    some = align(RUN[:100], RUN[:100])
+    shifted = some.baseline + 0.1 * gold[:, None] - (0.002 + 3.13 * 0.1 * error)
+    verdict = paired.gold_logprob(replace(some, candidate=shifted))
+    assert (verdict.outcome, verdict.numbers["gold_items_needed"]) == ("inconclusive", 101)
 
 
 # -- runs that cannot be compared ---------------------------------------------------------------

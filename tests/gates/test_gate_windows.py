@@ -38,6 +38,12 @@ def test_the_last_scrape_before_the_request_tells_the_stale_value():
     assert (found.values, found.stale) == ((20.0,), 1)
 
 
+def test_only_the_last_scrape_before_the_request_is_asked_for_the_stale_value():
+    here = {"dp0": RankReading("0", 1, 0, 98.0)}
+    before = [Scrape(t, 0.0, False, ranks) for t, ranks in ((-3.0, {}), (-2.0, here), (-1.0, {}))]
+    assert windows.fresh_windows([*before, Scrape(0.0, 0.0, True, here)])["dp0"].values == (98.0,)
+
+
 def test_a_scrape_as_the_request_is_sent_is_one_of_the_request():
     scrapes = [
         Scrape(t, 0.0, True, {"dp0": RankReading("0", 1, 0, value)})
