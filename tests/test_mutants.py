@@ -34,6 +34,8 @@ def left_alone(code: str) -> list[str]:
         ('only = "" if alone else " (others hold)"', ['"" if alone else " (others hold)"']),
         ('found = left + f" ({told})"', ['left + f" ({told})"']),
         ('self.measure("tokens", len(ids), "nats")', ['"nats"']),
+        ('table = Table("row", "unit")', ['Table("row", "unit")']),
+        ("table.add_row(name, str(value))", ["table.add_row(name, str(value))"]),
         ('reason = (\n    "one "\n    "two"\n)', ['"one "', '"two"']),
         ('f(a, "é ö", b)', ['"é ö"']),
         # what decides is mutated: outcomes, keys, names, routes

@@ -7,7 +7,8 @@ mutmut leaves two things as they are that matter here, and changes one that does
 - It changes texts for people: rules, reasons, prompts, units. No decision hangs on them, so in the
   copy their lines say `# pragma: no mutate`. A text is a string with a space and more in it,
   whatever is inside its braces, and what is put together from such strings; the unit of a
-  measurement is one too. Other strings stay: outcomes, names of numbers, JSON keys, routes.
+  measurement and a table that is printed are such too. Other strings stay: outcomes, names of
+  numbers, JSON keys, routes.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ def _is_text(node: ast.expr) -> bool:
             return _is_text(one) or _is_text(other)
         case ast.Call(func=ast.Attribute(value=value, attr="join")):
             return _is_text(value)
+        case ast.Call(func=ast.Name(id="Table" | "Console") | ast.Attribute(attr="add_row")):
+            return True
     return False
 
 
