@@ -141,6 +141,39 @@ def test_a_server_that_cannot_count_fails(run_kit, scripted):
     assert isinstance(run_kit(BasicSchedulerStressMixin, LONG).raised, VerdictFailed)
 
 
+SERVED = "test_many_requests"
+
+
+def test_every_one_of_many_requests_is_served(run_kit, scripted):
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=60)
+    assert ran.raised is None
+    asked = [body for path, body in scripted.asked if path == "/generate"]
+    assert len({body["text"] for body in asked}) == 60
+    assert ran.verdict.numbers["asked"] == 60
+
+
+def test_one_dropped_request_of_many_fails(run_kit, scripted):
+    right = scripted.reply
+
+    def reply(prompt):
+        if prompt.startswith("Request 41:"):
+            raise ConnectionAbortedError
+        return right(prompt)
+
+    scripted.reply = reply
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=60)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert ran.verdict.numbers["unserved"] == 1
+
+
+def test_a_server_that_drops_everything_is_not_asked_for_ever(run_kit, scripted):
+    scripted.overrides["/generate"] = (503, "busy")
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=5000)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert 32 <= ran.verdict.numbers["asked"] < 100
+    assert "503" in ran.verdict.reason
+
+
 @pytest.mark.parametrize("status", [404, 405, 501])
 def test_without_a_tokenizer_route_a_request_for_one_token_counts(run_kit, scripted, status):
     scripted.overrides["/tokenize"] = (status, "")
@@ -196,10 +229,7 @@ def test_a_long_prompt_that_is_answered_wrongly_is_measured_so(run_kit, scripted
     assert found["long_prompt_tokens"] == ran.verdict.numbers["prompt_tokens"]
 
 
-MANY_SMALL = "test_many_requests"
-
-
-def test_one_dropped_request_of_many_fails(run_kit, scripted):
+def test_what_was_dropped_is_measured(run_kit, scripted):
     right = scripted.generate
 
     def generate(body):
@@ -208,7 +238,7 @@ def test_one_dropped_request_of_many_fails(run_kit, scripted):
         return right(body)
 
     scripted.generate = generate
-    ran = run_kit(BasicSchedulerStressMixin, MANY_SMALL, scheduler_stress_requests=20)
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=20)
     assert isinstance(ran.raised, VerdictFailed)
     assert ran.verdict.numbers == {"asked": 20, "unserved": 1}
     found = {name: value for _, name, value, _ in ran.reporter.measurements}
@@ -218,7 +248,7 @@ def test_one_dropped_request_of_many_fails(run_kit, scripted):
 def test_a_server_that_drops_all_is_not_asked_for_the_rest(run_kit, scripted, monkeypatch):
     monkeypatch.setattr(scheduler_stress, "_AT_ONCE", 1)
     scripted.overrides["/generate"] = (500, "broken")
-    ran = run_kit(BasicSchedulerStressMixin, MANY_SMALL, scheduler_stress_requests=50)
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=50)
     assert isinstance(ran.raised, VerdictFailed)
     assert ran.verdict.numbers == {"asked": 32, "unserved": 32}
     assert "500" in ran.verdict.reason
