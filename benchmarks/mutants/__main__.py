@@ -50,7 +50,8 @@ timeout_constant = 2.0
 def run(part: str, modules: Sequence[str], *, alive: bool, workers: int) -> list[Mutant]:
     """Mutate one part of the project against its own tests; return what became of the mutants.
 
-    Without `modules` it is all of them. With `alive`, only what survived or was not run is run.
+    Without `modules` it is all of them. With `alive` a mutant that was killed is not run again,
+    unless its function has changed.
     """
     folder = FOLDER / part
     if not modules and not alive:
@@ -58,27 +59,35 @@ def run(part: str, modules: Sequence[str], *, alive: bool, workers: int) -> list
     tests = [f"tests/{part}", *LEFT_OUT[part]]
     configuration = CONFIGURATION.format(part=part, tests=tests, python=sys.executable)
     workspace.make(folder, configuration)
-    sources = [Path("src", "servematrix", part, f"{name}.py") for name in modules]
     with contextlib.chdir(folder):
-        sources = sources or sorted(Path("src", "servematrix", part).glob("*.py"))
-        names = [f"servematrix.{part}.{name}.*" for name in modules]
-        if alive:
-            names = [
-                name
-                for source in sources
-                for name, status in _ended(source)
-                if status not in survivors.COLUMNS
-            ]
+        package = Path("src", "servematrix", part)
+        sources = [package / f"{name}.py" for name in modules] or sorted(package.glob("*.py"))
+        for source in sources if alive else ():
+            _forget_survivors(source)
+        names = [] if alive else [f"servematrix.{part}.{name}.*" for name in modules]
         mutmut = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()"]
         subprocess.run([*mutmut, "run", f"--max-children={workers}", *names], check=True)
-        return [_mutant(source, *ended) for source in sources for ended in _ended(source)]
+        return [mutant for source in sources for mutant in _mutants(source)]
 
 
-def _ended(source: Path) -> list[tuple[str, str]]:
-    """The mutants of one module, by name, and how mutmut says that each ended."""
+def _ended(source: Path) -> SourceFileMutationData:
     data = SourceFileMutationData(path=source)
     data.load()
-    return [(name, status_by_exit_code[code]) for name, code in data.exit_code_by_key.items()]
+    return data
+
+
+def _forget_survivors(source: Path) -> None:
+    """Let mutmut take those that were not killed for such that were never run."""
+    data = _ended(source)
+    for name, code in data.exit_code_by_key.items():
+        if status_by_exit_code[code] not in survivors.COLUMNS:
+            data.exit_code_by_key[name] = None
+    data.save()
+
+
+def _mutants(source: Path) -> list[Mutant]:
+    ended = _ended(source).exit_code_by_key
+    return [_mutant(source, name, status_by_exit_code[code]) for name, code in ended.items()]
 
 
 def _mutant(source: Path, name: str, status: str) -> Mutant:

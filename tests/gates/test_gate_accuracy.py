@@ -277,6 +277,11 @@ def test_the_power_of_an_exact_test_of_a_share():
     assert power == pytest.approx((proportions.exceeding(k, 1000, 0.01) <= 0.0005).mean(), abs=0.01)
 
 
+def test_a_share_above_one_is_all():
+    assert proportions.exceeding_power(10, 0.01, 1.5, 0.001) == 1.0
+    assert proportions.exceeding_power(10, 0.01, -0.5, 0.001) == 0.0
+
+
 def test_power_where_every_item_changes_is_that_of_all_items():
     assert proportions.mcnemar_power(10, 1.0, 0.0, 0.001) == 1.0  # 2 ** -10 < 0.001
     assert proportions.mcnemar_power(9, 1.0, 0.0, 0.001) == 0.0

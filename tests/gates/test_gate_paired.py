@@ -179,6 +179,14 @@ def moved(rows: list[dict], by: float, share: float = 1.0, gold: float = 0.0) ->
     return found
 
 
+def changed(number: int, **values) -> list[dict]:
+    return [{**row, **values} if i == number else row for i, row in enumerate(RUN)]
+
+
+def cached(rows: list[dict], share: float = 0.9, n0: int = 40) -> list[dict]:
+    return [{**row, "n0": n0, "cached": [int(share * n0)] * 4} for row in rows]
+
+
 RUN = run_of()
 BEST = spoilt(RUN, losses=0, wins=1000)
 """The same run with every answer right."""
@@ -531,6 +539,40 @@ def test_an_item_that_moved_by_the_limit_has_not_moved():
     assert drift.judge(pairs).numbers["drift_moved"] == 3
 
 
+def test_each_gate_on_pairs_has_the_limits_it_is_given():
+    healthy = drift.Healthy(delta=0.5, moved=0.02, flips=0.03)
+    found = paired.judge(RUN, RUN, margin=0.03, gold_margin=0.1, healthy=healthy, accepted="x")
+    assert found["paired_accuracy"].numbers["loss_margin"] == 0.03
+    assert found["gold_logprob"].numbers["gold_margin"] == 0.1
+    assert found["drift"].numbers["drift_healthy_delta"] == 0.5
+    assert found["drift"].numbers["drift_accepted"] == "x"
+    assert "missing in the candidate: item 0" in paired.judge(RUN, RUN[1:])["pairing"].reason
+
+
+def test_a_move_is_rounded_to_nine_digits():
+    candidate = np.full((100, 4), 0.001 + 4e-10)
+    some = replace(align(RUN, RUN), baseline=np.zeros((100, 4)), candidate=candidate)
+    assert set(some.moved) == {0.001}
+
+
+def test_the_items_that_a_drift_asks_for_have_a_p_of_half_the_risk_at_most():
+    few = RUN[:100]
+    # 5 of 100 are 6 of 110
+    alpha = 2 * float(proportions.exceeding(6, 110, 0.01))
+    verdict = drift.judge(align(few, moved(few, 0.01, 0.05)), alpha=alpha)
+    assert (verdict.outcome, verdict.numbers["drift_items_needed"]) == ("inconclusive", 110)
+
+
+def test_the_items_that_exclude_a_drift_are_as_few_as_the_bound_allows():
+    few = RUN[:100]
+    verdict = drift.judge(align(few, moved(few, 0.01, 0.04)))
+    assert verdict.outcome == "inconclusive"
+    needed = verdict.numbers["drift_items_needed"]
+    assert proportions.upper_bound(round(0.04 * needed), needed, 0.01) < 0.1
+    assert proportions.exceeding(round(0.04 * needed), needed, 0.01) > 0.0005
+    assert needed > 101
+
+
 def test_the_items_that_a_drift_asks_for_do_decide():
     few = RUN[:100]
     verdict = drift.judge(align(few, moved(few, 0.01, 0.05)))
@@ -681,19 +723,37 @@ def test_two_endings_of_one_token_are_a_whole_row():
     assert "not finite" in pairs.problem_of({**row, "lp": [-1.0, "x"]})
 
 
+@pytest.mark.parametrize(
+    ("spoilt_run", "told"),
+    [
+        ([*RUN, RUN[3]], "more than once in the baseline: item 3"),
+        (changed(5, lp=[-1.0] * 5, nt=[1] * 5), "items of the baseline have [4, 5] endings"),
+        (changed(5, lp=None), "row 5 of the baseline: item 5"),
+        (changed(5, n0=4, cached=[3] * 4), "1 of 1000 items of the baseline"),
+    ],
+)
+def test_what_is_wrong_with_the_baseline_is_told_of_the_baseline(spoilt_run, told):
+    with pytest.raises(PairingError) as raised:
+        align(spoilt_run, RUN)
+    assert told in str(raised.value)
+
+
+def test_two_endings_are_two_classes():
+    two = [
+        {**row, "label": i % 2, "lp": [-1.0 - i % 2, -1.5], "nt": [1, 1]}
+        for i, row in enumerate(RUN)
+    ]
+    found = align(two, two)
+    assert set(found.labels) == {0, 1}
+    assert found.right.mean() == 1.0
+
+
 def test_shares_from_the_cache_may_be_a_tenth_apart():
+    assert align(cached(RUN, share=0.0), cached(RUN, share=0.1)).cached  # a tenth exactly
     half = cached(RUN, share=0.5)
     assert align(half, cached(RUN, share=0.6)).cached  # 24 of 40 tokens against 20
     with pytest.raises(PairingError, match="50% of the baseline's"):
         align(half, cached(RUN, share=0.625))
-
-
-def changed(number: int, **values) -> list[dict]:
-    return [{**row, **values} if i == number else row for i, row in enumerate(RUN)]
-
-
-def cached(rows: list[dict], share: float = 0.9, n0: int = 40) -> list[dict]:
-    return [{**row, "n0": n0, "cached": [int(share * n0)] * 4} for row in rows]
 
 
 @pytest.mark.parametrize(
