@@ -52,7 +52,9 @@ def test_each_concurrency_is_reached_and_told(run, server, capsys):
     kept = ran.reporter.attachments["decode_matches_prefill"]["concurrency"]
     assert [len(kept[c]["delta_logprob"]) for c in ("1", "4")] == [5, 5]
     assert {len(row) for row in kept["1"]["delta_logprob"]} == {48}
-    assert "concurrency 4" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "Log-probabilities, nats" in table
+    assert "concurrency 4" in table
 
 
 def test_coarse_numbers_in_the_decode_path_fail(run, server):
@@ -211,6 +213,21 @@ def test_what_is_kept_has_the_form_of_recordings(run, server):
     assert all(round(value, 6) == value and round(value, 3) != value for value in values[:5])
     assert part["summary"]["tokens"] == 144
     assert part["summary"]["largest_gap"] == pytest.approx(3.0)
+
+
+def test_gaps_are_kept_to_six_digits(run, server):
+    whole = server.score
+
+    def score(prompts, starts=None, *, top=0, timeout=None):
+        answers = whole(prompts, starts, top=top)
+        for answer in answers if top else ():
+            for first, *_ in answer["meta_info"]["input_top_logprobs"][1:]:
+                first[0] += 0.1234564
+        return answers
+
+    server.score = score
+    kept = run(DECODE).reporter.attachments["decode_matches_prefill"]["concurrency"]["1"]
+    assert {gap for row in kept["gap"] for gap in row} == {0.123456}
 
 
 def test_each_part_is_measured_as_its_summary_says(run):

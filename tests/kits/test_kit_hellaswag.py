@@ -217,6 +217,16 @@ def test_a_baseline_is_compared_item_by_item(run, many, scripted):
     assert "missing in the candidate" in few.verdict.reason
 
 
+def test_a_failure_gives_up_batches_that_have_not_begun(items, scripted):
+    """One request at a time, and the first answer is broken: nobody asks for all forty."""
+    scripted.edit = lambda path, body: [{"text": ""}] * len(body)
+    with pytest.raises(ScoringError, match="item 0"):
+        score(
+            Client(scripted.url), data.load(items).items, "", batch_items=1, parallel=1, timeout=9
+        )
+    assert len(scripted.asked) < 40
+
+
 # -- what is stated, and where the limits lie ---------------------------------------------------
 
 

@@ -234,8 +234,8 @@ def test_the_fastest_rank_sets_the_interval(clock):
 
 def test_without_a_rank_the_interval_is_the_longest(clock):
     request = Request(1)
-    watched(Metrics("sglang:num_requests_total{} 7\n"), request)
-    assert request.waits == [0.5]
+    watched(Metrics("sglang:num_requests_total{} 7\n"), request, longest_interval=30.0)
+    assert request.waits == [30.0]
 
 
 def test_the_time_a_scrape_takes_is_part_of_the_interval(clock):

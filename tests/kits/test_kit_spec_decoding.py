@@ -189,14 +189,24 @@ def test_the_algorithm_stands_in_the_verdict(run, server):
 
 def test_the_gap_of_each_token_is_kept_by_prompt_to_six_digits(run, server):
     server.decoded = lambda context: 1 if sum(context) % 50 == 0 else likeliest(context)
-    ran = run(TOP1, spec_decoding_near_tie=1.0)
+    whole = server.score
+
+    def score(prompts, starts=None, *, top=0, timeout=None):
+        answers = whole(prompts, starts, top=top)
+        for answer in answers if top else ():
+            for first, *_ in answer["meta_info"]["input_top_logprobs"][1:]:
+                first[0] += 0.1234564
+        return answers
+
+    server.score = score
+    ran = run(TOP1, spec_decoding_near_tie=0.1)
     kept = ran.reporter.attachments["gaps"]
     assert len(kept) == 6
     assert {len(gaps) for gaps in kept.values()} == {117}
     values = {gap for gaps in kept.values() for gap in gaps}
-    assert values == {0.0, 3.0}
+    assert values == {0.123456, 3.123456}
     found = {name: value for _, name, value, _ in ran.reporter.measurements}
-    assert found["largest_gap"] == pytest.approx(3.0)
+    assert found["largest_gap"] == pytest.approx(3.1234564)
     assert found["near_ties"] == 0
 
 
