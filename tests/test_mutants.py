@@ -30,6 +30,7 @@ def left_alone(code: str) -> list[str]:
     [
         ('reason = "look at the log"', ['"look at the log"']),
         ('raise ValueError(f"{n} is none of {names!r}")', ['f"{n} is none of {names!r}"']),
+        ('name = f"item{number} {rest}"', ['f"item{number} {rest}"']),
         ('told = "; ".join(x for x in found)', ['"; ".join(x for x in found)']),
         ('only = "" if alone else " (others hold)"', ['"" if alone else " (others hold)"']),
         ('found = left + f" ({told})"', ['left + f" ({told})"']),

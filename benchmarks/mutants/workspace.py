@@ -129,7 +129,8 @@ def _is_text(node: ast.expr) -> bool:
         case ast.Constant(value=str(text)):
             return " " in text and not text.isspace()
         case ast.JoinedStr(values=parts):
-            return any(_is_text(part) for part in parts)
+            text = "".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
+            return _is_text(ast.Constant(text)) or any(_is_text(part) for part in parts)
         case ast.FormattedValue(value=value):
             return _is_text(value)
         case ast.IfExp(body=one, orelse=other) | ast.BinOp(left=one, op=ast.Add(), right=other):

@@ -148,6 +148,9 @@ def test_words_count_from_twelve_5_grams_on():
 def test_a_share_of_a_quarter_exactly_is_a_loop():
     sixfold = text.unrepetitive("a b c d e f a b c d e f a b c d")  # 12 word 5-grams, 2 alike
     assert (sixfold.outcome, sixfold.numbers["top_5gram_words"]) == ("pass", 2 / 12)
+    thrice = text.unrepetitive("a b c d e a b c d e a b c d e z")  # 3 of 12, and no loop ends it
+    assert (thrice.outcome, thrice.numbers["top_5gram_words"]) == ("fail", 0.25)
+    assert thrice.numbers["looped_share"] == 0.0
     verdict = text.unrepetitive("a b c d a b c d a b c d a b c d")
     assert (verdict.outcome, verdict.numbers["top_5gram_words"]) == ("fail", 0.25)
 
@@ -197,6 +200,7 @@ def told(words: int) -> str:
         (f"{PHRASE} " * 3, 1.0),
         (told(40), 0.0),
         ("a", 0.0),
+        (" \n ", 0.0),
     ],
 )
 def test_a_loop_is_three_rounds_and_twelve_words_at_the_end(answer, share):
