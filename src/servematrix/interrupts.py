@@ -1,4 +1,8 @@
-"""How a run is told to end: every way of asking becomes the interrupt of a person's Ctrl-C."""
+"""How a run is told to end: every way of asking becomes the interrupt of a person's Ctrl-C.
+
+And how it ends with what started it: the system tells a process that its parent is gone, unless it
+went before this was asked for, so that is looked at once more.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ import threading
 
 from servematrix.engines.guard import PR_SET_PDEATHSIG
 
+NOX = "SERVEMATRIX_NOX"
+"""The variable in which nox gives its process id to what it runs."""
+
 
 def end_in_good_order() -> None:
     """Make SIGTERM, and the end of nox, an interrupt: servers stop, and what was found is told."""
@@ -16,4 +23,31 @@ def end_in_good_order() -> None:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "NOX_CURRENT_SESSION" in os.environ:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _signal_at_end_of_parent(signal.SIGTERM)
+        nox = os.environ.get(NOX, "")
+        if nox.isdecimal() and _is_gone(int(nox)):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def end_with(controller: int) -> None:
+    """Kill this worker of pytest-xdist when its controller is gone, and with it its server.
+
+    By itself it would first wait for its test, some 5 to 15 seconds, and tell nobody of the result.
+    """
+    _signal_at_end_of_parent(signal.SIGKILL)
+    if _is_gone(controller):
+        os._exit(1)
+
+
+def _signal_at_end_of_parent(number: signal.Signals) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
