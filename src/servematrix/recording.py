@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from servematrix import provenance, resume
-from servematrix.interrupts import end_with
+from servematrix.interrupts import end_with, end_workers_too
 from servematrix.outcome import Outcome
 from servematrix.records import Run
 from servematrix.resume import Kept, KeptTests
@@ -72,6 +72,7 @@ class Recording:
     def pytest_configure_node(self, node: Any) -> None:
         """Tell an xdist worker which run it works for, and what of it stands."""
         assert self.records is not None, "nothing is run"
+        end_workers_too()
         node.workerinput |= {
             "servematrix_run": str(self.records.folder.resolve()),
             "servematrix_controller": os.getpid(),
