@@ -73,7 +73,7 @@ class Round:
     target: str
     workers: bool
     after: float
-    """Seconds from the target's start to its SIGKILL."""
+    """Seconds from the start of the target, or of the first server, to the SIGKILL."""
     clean_seconds: float
     """Until nothing of the run was left; from the run's end where that came by itself."""
     verdicts: int
@@ -276,15 +276,21 @@ def _status(text: str) -> int:
     return int(found[-1]) if found else -1
 
 
-def killed(project: Project, target: str, at: float, *, workers: bool, resume: bool) -> Round:
-    """One round: kill the target at a share `at` (0 to 1) of its life, and see what is left."""
+def killed(
+    project: Project, target: str, at: float, *, workers: bool, serving: bool, resume: bool
+) -> Round:
+    """One round: kill the target at a share `at` (0 to 1) of its life, and see what is left.
+
+    `serving`: at that share of the servers' lives, for most of a quick run is spent on its start.
+    """
     mark = f"{time.monotonic_ns()}"
     output = project.folder / "output.txt"
     before = set(_run_folders(project))
     nox = project.start(mark, output, *(["-n", "2"] if workers else []))
     run = Killed(mark, nox.pid)
     try:
-        after = _kill(run, nox, target, at * project.spans[workers][target])
+        first = "server" if serving else target
+        after = _kill(run, nox, target, first, at * project.spans[workers][first])
         if target in ("server", "guard", "worker"):
             nox.wait(END_SECONDS)  # the run says what happened, and ends by itself
         left, seconds = _await_the_end(run, nox)
@@ -303,13 +309,15 @@ def killed(project: Project, target: str, at: float, *, workers: bool, resume: b
     return Round(target, workers, after, seconds, verdicts, resumed, left + files, wrong, for_next)
 
 
-def _kill(run: Killed, nox: subprocess.Popen[bytes], target: str, after: float) -> float:
-    """Kill the target some seconds after it was there first; returns the seconds it was then.
+def _kill(
+    run: Killed, nox: subprocess.Popen[bytes], target: str, first: str, after: float
+) -> float:
+    """Kill the target some seconds after `first` was there first; returns the seconds it was then.
 
     A target that is gone by then comes again with the next cell; at the end of all the run is over,
     and that it is killed says nothing more.
     """
-    while run.find(target) is None and nox.poll() is None:
+    while run.find(first) is None and nox.poll() is None:
         time.sleep(_POLL_SECONDS)
     began = time.monotonic()
     time.sleep(after)
@@ -395,16 +403,24 @@ def _resume(project: Project, folder: Path, target: str) -> tuple[str, list[str]
 def survive(
     project: Project, rounds: int, seed: int, *, targets: Sequence[str] = TARGETS, resume_every: int
 ) -> Iterator[Round]:
-    """Kill one run after the other: each target in turn, every second time under `-n 2`."""
+    """Kill one run after the other: each target in turn, half of the time under `-n 2`."""
     chance = random.Random(seed)
     for number in range(rounds):
         target = targets[number % len(targets)]
-        workers = target == "worker" or number // len(targets) % 2 == 1
-        resume = number % resume_every == resume_every - 1
-        yield killed(project, target, chance.random(), workers=workers, resume=resume)
+        turn = number // len(targets)
+        yield killed(
+            project,
+            target,
+            chance.random(),
+            workers=target == "worker" or turn % 2 == 1,
+            serving=turn // 2 % 2 == 1,
+            resume=number % resume_every == resume_every - 1,
+        )
 
 
-def figures(rounds: int = 100, seed: int = 4) -> Iterator[tuple[str, list[float], str, float]]:
+def figures(
+    rounds: int = 100, seed: int = 4
+) -> Iterator[tuple[str, list[float], str, float | None]]:
     """What is left of killed runs, and how long it takes until nothing is."""
     done: list[Round] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -433,4 +449,4 @@ def figures(rounds: int = 100, seed: int = 4) -> Iterator[tuple[str, list[float]
         ("  complete, so that --resume refused", sum(one.resumed == "refused" for one in done)),
         ("  killed before the first verdict", sum(not one.verdicts for one in done)),
     ):
-        yield name, [float(number)], "", float("nan")
+        yield name, [float(number)], "", None

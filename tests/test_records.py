@@ -34,6 +34,9 @@ def test_latest_points_to_the_run_started_last(tmp_path: Path) -> None:
     first = Run.create(tmp_path, "a")
     second = Run.create(tmp_path, "b(c=1)")
     assert first.folder != second.folder
+    first.become_latest()
+    assert (tmp_path / "latest").resolve() == first.folder.resolve()
+    second.become_latest()
     assert (tmp_path / "latest").resolve() == second.folder.resolve()
 
 

@@ -48,7 +48,7 @@ class Held:
 
 
 def make(root: Path, label: str) -> Held:
-    """Make a folder for a new run under `root` and let `latest` point to it.
+    """Make a folder for a new run under `root`.
 
     Raises OSError, and Busy where other runs hold the root for too long.
     """
@@ -58,13 +58,11 @@ def make(root: Path, label: str) -> Held:
         now = datetime.datetime.now().astimezone()
         folder = root / f"{now:%Y%m%d-%H%M%S}-{label}-{secrets.token_hex(2)}"
         folder.mkdir()
-        lock = _held(folder)
-        _point(folder)
-        return Held(folder, lock, removed)
+        return Held(folder, _held(folder), removed)
 
 
 def take_up(folder: Path) -> Held:
-    """Hold the folder of a run that has ended; `latest` stays. Raises OSError and Busy."""
+    """Hold the folder of a run that has ended. Raises OSError and Busy."""
     with _alone(folder.parent):
         lock = _held(folder)
         return Held(folder, lock, _clean(folder.parent))
@@ -73,7 +71,9 @@ def take_up(folder: Path) -> Held:
 def point(folder: Path) -> None:
     """Let `latest` point to a run's folder. Raises OSError and Busy."""
     with _alone(folder.parent):
-        _point(folder)
+        pointer = folder.parent / f"{_POINTER}{secrets.token_hex(4)}"
+        pointer.symlink_to(folder.name)
+        pointer.replace(folder.parent / LATEST)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -86,12 +86,6 @@ def write_whole(path: Path, text: str) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-
-
-def _point(folder: Path) -> None:
-    pointer = folder.parent / f"{_POINTER}{secrets.token_hex(4)}"
-    pointer.symlink_to(folder.name)
-    pointer.replace(folder.parent / LATEST)
 
 
 @contextmanager

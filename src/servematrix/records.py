@@ -50,7 +50,7 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, label: str, hidden: Sequence[str] = ()) -> Run:
-        """Make a new run folder under `root` and let `latest` point to it."""
+        """Make a new run folder under `root`; `latest` is to follow once something is recorded."""
         try:
             held = folders.make(root, file_name(label))
         except (OSError, Busy) as error:
