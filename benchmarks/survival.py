@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import psutil
 
@@ -72,8 +72,7 @@ class Round:
 
     target: str
     workers: bool
-    after: float
-    """Seconds from the start of the target, or of the first server, to the SIGKILL."""
+    moment: str
     clean_seconds: float
     """Until nothing of the run was left; from the run's end where that came by itself."""
     verdicts: int
@@ -93,16 +92,20 @@ class Killed:
         self._mark = mark
         self._nox = nox
         self.ports: set[int] = set()
+        self._others: set[psutil.Process] = set()
 
     def processes(self) -> dict[int, str]:
         """The living processes of the run: what each is, by process id."""
         found = {}
         for process in psutil.process_iter():
+            if process in self._others:
+                continue
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) != self._mark:
-                    continue
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found[process.pid] = self._role(process)
+                if process.environ().get(_MARK) == self._mark:
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found[process.pid] = self._role(process)
+                elif process.pid != self._nox:  # which has the mark from its exec on, not its fork
+                    self._others.add(process)
         return found
 
     def _role(self, process: psutil.Process) -> str:
@@ -138,10 +141,12 @@ class Killed:
 class Project:
     """A project with two quick cells and the real noxfile, where all the runs of a survival write.
 
-    `spans` is how long each kind of process lives, by whether there are workers.
+    `options` go to each run; `spans` is how long each kind of process lives, by whether there are
+    workers.
     """
 
     folder: Path
+    options: Sequence[str] = ()
     spans: dict[bool, dict[str, float]] = field(default_factory=dict)
     tests: frozenset[str] = frozenset()
     _files: frozenset[str] = frozenset()
@@ -188,7 +193,7 @@ class Project:
         }
         with output.open("wb") as file:
             return subprocess.Popen(
-                [*command, *options],
+                [*command, *self.options, *options],
                 cwd=self.folder / "project",
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -215,13 +220,13 @@ class Project:
         text = output.read_text(errors="replace")
         return _status(text), text, {role: last - first for role, (first, last) in spans.items()}
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, workers: Sequence[bool] = (False, True)) -> None:
         """Learn from whole runs how long each process lives, and which files a run leaves."""
-        for workers in (False, True):
-            status, text, spans = self.whole_run(*(["-n", "2"] if workers else []))
+        for with_workers in workers:
+            status, text, spans = self.whole_run(*(["-n", "2"] if with_workers else []))
             if status != Exit.PASSED:
                 raise SystemExit(f"a run that nobody killed ended with {status}:\n{text[-3000:]}")
-            self.spans[workers] = spans
+            self.spans[with_workers] = spans
             found = records.read(self.results / "latest")
             self.tests = frozenset(one["nodeid"] for one in found if one["kind"] == "verdict")
         if "Installing" in text or "pip install" in text:
@@ -276,12 +281,38 @@ def _status(text: str) -> int:
     return int(found[-1]) if found else -1
 
 
-def killed(
-    project: Project, target: str, at: float, *, workers: bool, serving: bool, resume: bool
-) -> Round:
-    """One round: kill the target at a share `at` (0 to 1) of its life, and see what is left.
+class Moment(Protocol):
+    """Tells when to kill: true once it has come. Asked again and again from the run's start on."""
 
-    `serving`: at that share of the servers' lives, for most of a quick run is spent on its start.
+    def __call__(self, run: Killed) -> bool:
+        """Whether it has come."""
+
+
+class After:
+    """Some seconds after the first process of a role is there."""
+
+    def __init__(self, role: str, seconds: float) -> None:
+        self._role = role
+        self._seconds = seconds
+        self._began: float | None = None
+
+    def __call__(self, run: Killed) -> bool:
+        """Whether it has come."""
+        now = time.monotonic()
+        if self._began is None and run.find(self._role) is not None:
+            self._began = now
+        return self._began is not None and now >= self._began + self._seconds
+
+    def __str__(self) -> str:
+        return f"{self._seconds:.2f} s after the first {self._role}"
+
+
+def killed(
+    project: Project, target: str, moment: Moment, *, workers: bool, resume: bool
+) -> Round | None:
+    """One round: kill the target, and see what is left; None where the run was over before.
+
+    A target that is not there at the moment comes again with the next cell.
     """
     mark = f"{time.monotonic_ns()}"
     output = project.folder / "output.txt"
@@ -289,8 +320,8 @@ def killed(
     nox = project.start(mark, output, *(["-n", "2"] if workers else []))
     run = Killed(mark, nox.pid)
     try:
-        first = "server" if serving else target
-        after = _kill(run, nox, target, first, at * project.spans[workers][first])
+        if not _kill(run, nox, target, moment):
+            return None
         if target in ("server", "guard", "worker"):
             nox.wait(END_SECONDS)  # the run says what happened, and ends by itself
         left, seconds = _await_the_end(run, nox)
@@ -306,29 +337,21 @@ def killed(
     if resume and made is not None and verdicts:
         resumed, more = _resume(project, made, target)
         wrong += more
-    return Round(target, workers, after, seconds, verdicts, resumed, left + files, wrong, for_next)
+    left += files
+    return Round(target, workers, str(moment), seconds, verdicts, resumed, left, wrong, for_next)
 
 
-def _kill(
-    run: Killed, nox: subprocess.Popen[bytes], target: str, first: str, after: float
-) -> float:
-    """Kill the target some seconds after `first` was there first; returns the seconds it was then.
-
-    A target that is gone by then comes again with the next cell; at the end of all the run is over,
-    and that it is killed says nothing more.
-    """
-    while run.find(first) is None and nox.poll() is None:
-        time.sleep(_POLL_SECONDS)
-    began = time.monotonic()
-    time.sleep(after)
+def _kill(run: Killed, nox: subprocess.Popen[bytes], target: str, moment: Moment) -> bool:
+    has_come = False
     while nox.poll() is None:
-        victim = run.find(target)
+        has_come = has_come or moment(run)
+        victim = run.find(target) if has_come else None
         if victim is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-            break
+                return True
         time.sleep(_POLL_SECONDS)
-    return time.monotonic() - began
+    return False
 
 
 def _run_folders(project: Project) -> list[Path]:
@@ -405,17 +428,19 @@ def survive(
 ) -> Iterator[Round]:
     """Kill one run after the other: each target in turn, half of the time under `-n 2`."""
     chance = random.Random(seed)
-    for number in range(rounds):
+    number = 0
+    while number < rounds:
         target = targets[number % len(targets)]
         turn = number // len(targets)
-        yield killed(
-            project,
-            target,
-            chance.random(),
-            workers=target == "worker" or turn % 2 == 1,
-            serving=turn // 2 % 2 == 1,
-            resume=number % resume_every == resume_every - 1,
-        )
+        workers = target == "worker" or turn % 2 == 1
+        # most of a quick run is its start: every other time within the servers' lives
+        role = "server" if turn // 2 % 2 == 1 else target
+        moment = After(role, chance.random() * project.spans[workers][role])
+        resume = number % resume_every == resume_every - 1
+        done = killed(project, target, moment, workers=workers, resume=resume)
+        if done is not None:
+            number += 1
+            yield done
 
 
 def figures(
