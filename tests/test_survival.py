@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 from benchmarks import survival
-from benchmarks.survival import Project
+from benchmarks.survival import Killed, Project
 
 from servematrix import records
-
 
 WITHOUT_THE_LONGEST = ("-k", "not fwd_occupancy")
 

@@ -64,10 +64,8 @@ def _signal_at_end_of_parent(number: signal.Signals) -> None:
 
 
 def _is_gone(pid: int) -> bool:
+    """Whether a process has ended, also where its own parent has not asked how yet."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-    except PermissionError:
-        return False
-    return False
