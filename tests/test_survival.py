@@ -14,12 +14,10 @@ from benchmarks.survival import Killed, Project
 
 from servematrix import records
 
-WITHOUT_THE_LONGEST = ("-k", "not fwd_occupancy")
-
 
 @pytest.fixture(scope="module")
 def survivor(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = Project(tmp_path_factory.mktemp("survival"), WITHOUT_THE_LONGEST)
+    made = Project(tmp_path_factory.mktemp("survival"))
     made.warm_up(workers=[False])
     return made
 
