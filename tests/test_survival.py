@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from benchmarks import survival
-from benchmarks.survival import Killed, Project
+from benchmarks.quick_project import Processes, Project
 
 from servematrix import records
 
@@ -30,7 +30,7 @@ class Reached:
         self._before = set(self._results.glob("2*"))
         self._verdicts = verdicts
 
-    def __call__(self, run: Killed) -> bool:
+    def __call__(self, run: Processes) -> bool:
         made = set(self._results.glob("2*/records.jsonl"))
         lines = [path.read_text() for path in made if path.parent not in self._before]
         return sum(text.count('"kind": "verdict"') for text in lines) >= self._verdicts
