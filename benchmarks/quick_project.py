@@ -27,7 +27,8 @@ END_SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.05
 _NOT_OURS: Final = ("results/", ".pytest_cache/", "pytest-of-")
 """The runs, looked at on their own; pytest's cache, and the folder that it makes for workers."""
-_MARK: Final = "SERVEMATRIX_SURVIVAL"
+MARK: Final = "SERVEMATRIX_SURVIVAL"
+"""The variable whose value all processes of one run have in common."""
 _GUARD: Final = "servematrix.engines.guard"
 _SERVER: Final = "servematrix.engines.reference"
 _SUITE: Final = """\
@@ -57,8 +58,8 @@ class TestQuick(BasicAPIContractMixin, LongRequestMixin, BasicDecodeCorrectnessM
 class Processes:
     """The processes of one run, found by its mark; their ports are remembered."""
 
-    def __init__(self, mark: str, nox: int) -> None:
-        """`mark` is the value of its variable in their environment, `nox` the id of the first."""
+    def __init__(self, mark: str, nox: int | None = None) -> None:
+        """`mark` is their value of the variable `MARK`, `nox` the id of the first where it is."""
         self._mark = mark
         self._nox = nox
         self.ports: set[int] = set()
@@ -71,7 +72,7 @@ class Processes:
             if process in self._others:
                 continue
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) == self._mark:
+                if process.environ().get(MARK) == self._mark:
                     if process.status() != psutil.STATUS_ZOMBIE:
                         found[process.pid] = self._role(process)
                 elif process.pid != self._nox:  # which has the mark from its exec on, not its fork
@@ -148,7 +149,7 @@ class Project:
         path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         inherited = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
         environment = inherited | {
-            _MARK: mark,
+            MARK: mark,
             "TMPDIR": str(self.folder / "tmp"),
             "PYTHONPATH": path.rstrip(os.pathsep),
             "COLUMNS": "200",

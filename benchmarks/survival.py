@@ -102,7 +102,7 @@ def killed(
             return None
         if target in ("server", "guard", "worker"):
             nox.wait(END_SECONDS)  # the run says what happened, and ends by itself
-        left, seconds = _await_the_end(run, nox)
+        left, seconds = await_the_end(run)
     finally:
         for pid in run.processes():
             with contextlib.suppress(ProcessLookupError):
@@ -138,11 +138,10 @@ def _run_folders(project: Project) -> list[Path]:
     return [path for path in project.results.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
-def _await_the_end(run: Processes, nox: subprocess.Popen[bytes]) -> tuple[list[str], float]:
+def await_the_end(run: Processes) -> tuple[list[str], float]:
     """What of a run is left at the deadline, and the seconds until nothing was."""
     began = time.monotonic()
     while True:
-        nox.poll()
         processes, ports = run.processes(), run.listening()
         seconds = time.monotonic() - began
         left = [f"{role} (pid {pid})" for pid, role in processes.items()]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import survival
+from benchmarks.quick_project import MARK, Processes
 
 from servematrix import records, resume
 from servematrix.engines.base import EnvironmentProblem
@@ -33,7 +35,7 @@ enable-metrics = true
 """
 
 SUITE = """
-import os, signal
+import os, signal, time
 import pytest
 from pathlib import Path
 from servematrix.gates.verdict import Verdict
@@ -58,7 +60,7 @@ class TestMine(MineMixin):
 
     def test_third(self, cell):
         if cell.id == os.environ.get("KILLED_IN"):
-            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+            os.kill(os.getpid(), int(os.environ['SIGNAL']))
         self.end("pass")
 """
 
@@ -84,24 +86,24 @@ class Matrix:
     def latest(self) -> Path:
         return (self.folder / "results" / "latest").resolve()
 
-    def start(self, *options: str, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *options: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a run; the variables say what happens in its tests."""
         command = [sys.executable, "-m", "pytest", "--engine", "reference", "--config", "mine"]
         inherited = {name: at for name, at in os.environ.items() if name != "PYTEST_ADDOPTS"}
-        return subprocess.Popen(
-            [*command, *options],
-            cwd=self.folder,
-            env=inherited | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with (self.folder / "output.txt").open("wb") as output:
+            return subprocess.Popen(
+                [*command, *options],
+                cwd=self.folder,
+                env=inherited | variables,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
     def run(self, *options: str, **variables: str) -> tuple[int, str]:
         """Run to the end; returns the status and what was printed."""
         process = self.start(*options, **variables)
-        text, _ = process.communicate(timeout=120)
-        return process.returncode, text
+        status = process.wait(timeout=120)
+        return status, (self.folder / "output.txt").read_text()
 
     def ending_in(self, cell: str, number: signal.Signals) -> dict[str, str]:
         """The variables of a run that a signal ends in the last test of a cell."""
@@ -207,9 +209,14 @@ def test_a_failed_gate_is_not_tried_again_and_counts(matrix: Matrix) -> None:
 def test_it_goes_on_under_workers_too(matrix: Matrix) -> None:
     """Both workers end with their controller, which a test kills."""
     script = matrix.folder / "test_mine.py"
-    script.write_text(SUITE.replace("os.kill(os.getpid()", "os.kill(os.getppid()"))
-    status, text = matrix.run("-n", "2", **matrix.ending_in(CELLS[1], signal.SIGKILL))
+    kill, itself = "os.kill(os.get{}(), int(os.environ['SIGNAL']))", "pid"
+    kills_its_parent = f"{kill.format('ppid')}; time.sleep(60)"
+    script.write_text(SUITE.replace(kill.format(itself), kills_its_parent))
+    ending = matrix.ending_in(CELLS[1], signal.SIGKILL)
+    status, text = matrix.run("-n", "2", **ending, **{MARK: str(matrix.folder)})
     assert status == -signal.SIGKILL, text
+    left, seconds = survival.await_the_end(Processes(str(matrix.folder)))
+    assert not left, f"after {seconds} s"
     run = matrix.latest
     reached = reached_in(run, 0)
     status, text = matrix.run("-n", "2", "--resume", "latest")
@@ -268,7 +275,7 @@ def test_a_run_that_still_runs_is_refused(matrix: Matrix) -> None:
         assert "its run is still running; wait for it, or end it first" in text
     finally:
         living.kill()
-        living.communicate()
+        living.wait()
     assert matrix.run("--resume", "latest")[0] == 0
 
 
