@@ -179,6 +179,7 @@ def test_a_server_that_dies_ends_its_cell_at_once(run) -> None:
     verdicts = recorded("verdict")
     assert [verdict["verdict"] for verdict in verdicts] == ["pass", "fail", "error"]
     assert "SIGKILL" in verdicts[2]["reason"]
+    assert "SIGKILL" in recorded("death")[0]["reason"]
 
 
 def test_a_server_that_dies_in_its_last_test_is_told(run) -> None:
