@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -365,6 +366,15 @@ def test_every_measurement_is_one_of_the_verdict(run):
     found = {name: value for _, name, value, _ in ran.reporter.measurements}
     assert list(found) == [name for name, _ in _ROWS]
     assert found == {name: ran.verdict.numbers.get(name) for name in found}
+
+
+def test_the_table_has_two_digits_and_a_dash_for_what_is_not_known(run, capsys):
+    run()
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    shown = {name.strip(): value.strip() for _, name, value, *_ in rows}
+    assert re.fullmatch(r"98\.0\d", shown["median"])
+    assert (shown["windows"], shown["windows implied"]) == ("10", "10.00")
+    assert shown["accept length"] == "-"
 
 
 def test_the_trace_says_what_it_is_of(run, scripted):
