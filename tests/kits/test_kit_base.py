@@ -204,6 +204,38 @@ def test_an_attachment_belongs_to_the_test_s_kit(run_kit):
     assert run_kit(Attaches, "test_it").reporter.attachments == {"name": {"a": 1}}
 
 
+def test_a_user_s_class_that_sets_no_address_is_told():
+    with pytest.raises(ClientError, match="base_url is not set"):
+        _ = Sample().client
+
+
+def test_what_is_attached_or_concluded_has_its_kit_and_test():
+    reported = []
+
+    class Keeps:
+        def attachment(self, kit, name, payload):
+            reported.append((kit, name, payload))
+
+        def verdict(self, kit, test, verdict):
+            reported.append((kit, test, verdict.outcome))
+
+    class Attaches(Sample):
+        reporter = Keeps()
+
+        @concludes("other")
+        def test_other(self) -> Verdict:
+            self.attach("trace", 5)
+            return Verdict("pass", "", "")
+
+    Attaches().test_other()
+    Attaches().conclude(Verdict("pass", "", ""))
+    assert reported == [
+        ("other", "trace", 5),
+        ("other", "test_other", "pass"),
+        ("sample", "", "pass"),
+    ]
+
+
 def test_one_client_is_kept_and_has_the_key(scripted):
     found = type("Case", (Sample,), {"base_url": scripted.url, "api_key": "s3cret"})()
     assert found.client is found.client

@@ -377,6 +377,26 @@ def test_the_table_has_two_digits_and_a_dash_for_what_is_not_known(run, capsys):
     assert shown["accept length"] == "-"
 
 
+def test_each_rank_is_warmed_up_before_its_request(run, scripted):
+    scripted.info["dp_size"] = 2
+    run()
+    sent = [body for path, body in scripted.asked if path == "/generate" and not body.get("stream")]
+    assert [body["text"].startswith("First, ") for body in sent] == [True, False] * 2
+    assert [body["routed_dp_rank"] for body in sent] == [0, 0, 1, 1]
+
+
+def test_one_rank_is_judged_as_it_is(run):
+    assert run().verdict.reason.startswith("median 98.0")
+
+
+def test_a_baseline_is_judged_beside_the_rest(run, scripted):
+    steady = throughput.Baseline({"median": [98.0, 98.1, 98.2]})
+    verdict = run(fwd_occupancy_baseline=steady).verdict
+    assert "blocks of 1 fresh windows" in verdict.rule
+    assert "median no worse than" in verdict.rule
+    assert (verdict.numbers["windows"], verdict.numbers["baseline_median_runs"]) == (10, 3)
+
+
 def test_the_trace_says_what_it_is_of(run, scripted):
     scripted.info |= {"version": "0.5.16", "decode_log_interval": 40}
     kept = run().reporter.attachments["trace"]

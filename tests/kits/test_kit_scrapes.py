@@ -115,7 +115,7 @@ def test_a_refused_key_is_no_answer(error):
 
 
 def test_a_line_that_cannot_be_read_is_told():
-    with pytest.raises(MalformedAnswer):
+    with pytest.raises(MalformedAnswer, match="fwd_occupancy"):
         scrapes.read(Metrics("sglang:fwd_occupancy{ 5\n"))
 
 
@@ -223,6 +223,13 @@ def test_the_interval_is_half_of_a_window_within_bounds(
     request = Request(2)
     watched(Metrics(text), request, batches=batches)
     assert request.waits == [pytest.approx(interval)] * 2
+
+
+def test_the_interval_follows_the_rate(clock):
+    slower, stalls = BUSY.replace("400", "80"), BUSY.replace("400", "0.5")
+    request = Request(4)
+    watched(Metrics(BUSY, slower, stalls, BUSY), request, longest_interval=30.0, batches=20)
+    assert request.waits == pytest.approx([0.025, 0.125, 20.0, 0.025])
 
 
 def test_the_fastest_rank_sets_the_interval(clock):
