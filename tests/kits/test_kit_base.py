@@ -143,7 +143,11 @@ def test_who_is_at_fault_decides_the_outcome(run_kit, error, faults, outcome):
 
         @concludes("sample", faults=faults)
         def test_it(self) -> Verdict:
-            """Guards against nothing."""
+            """Guards against
+            nothing.
+
+            Details that do not belong to the rule.
+            """
             raise error
 
     ran = run_kit(Asks, "test_it")

@@ -7,7 +7,14 @@ import pytest
 from numeric_client import NumericClient, hashed, likeliest
 from servematrix.kits import DecodeConsistencyMixin, logprobs
 from servematrix.kits.base import MeasurementError, NotApplicable, VerdictFailed
-from servematrix.kits.decode_consistency import _texts, dtype_of, limits_for
+from servematrix.kits.decode_consistency import (
+    _PASSAGE,
+    _QUESTIONS,
+    _SHARERS,
+    _texts,
+    dtype_of,
+    limits_for,
+)
 
 DECODE = "test_decode_matches_prefill"
 CACHE = "test_prefix_cache_isolation"
@@ -213,6 +220,26 @@ def test_what_is_kept_has_the_form_of_recordings(run, server):
     assert all(round(value, 6) == value and round(value, 3) != value for value in values[:5])
     assert part["summary"]["tokens"] == 144
     assert part["summary"]["largest_gap"] == pytest.approx(3.0)
+
+
+def test_others_share_the_passage_up_to_each_quarter(run, server):
+    asked = []
+    whole = server.score
+
+    def score(prompts, starts=None, *, top=0, timeout=None):
+        asked.extend(prompts if not top else ())
+        return whole(prompts, starts, top=top)
+
+    server.score = score
+    ran = run(CACHE)
+    assert asked[:6] == [f"{_PASSAGE}\n\n{question}" for question in _QUESTIONS]
+    words = _PASSAGE.split()
+    quarters = [" ".join(words[: len(words) * i // 4]) for i in (1, 2, 3, 4)]
+    ends = [f"{one} {question}" for one, question in zip(quarters, _SHARERS, strict=True)]
+    assert asked[6:] == ends
+    found = {name: value for _, name, value, _ in ran.reporter.measurements}
+    # each of the six finds the passage that they share, all of it
+    assert found["cached_tokens"] >= 6 * len(words)
 
 
 def test_gaps_are_kept_to_six_digits(run, server):

@@ -71,13 +71,13 @@ def test_decoded_tokens_are_scored_with_the_whole_prompt_and_one_top_token(clien
 
 def test_every_batch_is_compared_in_the_order_given(client, monkeypatch):
     monkeypatch.setattr(logprobs, "_REQUEST_TOKENS", 12)
-    some = [decoded(ids, 2, str(ids)) for ids in (4, 4, 10, 3, 2, 2, 11)]
+    some = [decoded(ids, 2, str(ids)) for ids in (4, 4, 5, 3, 10, 3, 2, 2, 11)]
     found = logprobs.compare(client, some, 7.0)
-    assert [one.name for one in found] == ["4", "4", "10", "3", "2", "2", "11"]
+    assert [one.name for one in found] == ["4", "4", "5", "3", "10", "3", "2", "2", "11"]
     lengths = [[len(prompt) for prompt in prompts] for prompts, *_ in client.scored]
     # 12 tokens a request, and a longer one alone
-    assert lengths == [[6, 6], [12], [5, 4], [4], [13]]
-    assert [starts for _, starts, _, _ in client.scored] == [[0, 0], [0], [0, 0], [0], [0]]
+    assert lengths == [[6, 6], [7, 5], [12], [5, 4], [4], [13]]
+    assert [starts for _, starts, _, _ in client.scored] == [[0] * len(one) for one in lengths]
 
 
 def test_nothing_is_sent_where_nothing_was_decoded(client):
