@@ -17,6 +17,7 @@ from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError, Run
 from servematrix.resume import Earlier
 from servematrix.run import Plan
+from servematrix.verdicts import SHUTDOWN
 
 
 class Outcome:
@@ -45,8 +46,12 @@ class Outcome:
         self._kept = len(verdicts)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a verdict."""
+        """Count a verdict, and what servers left behind."""
         properties = dict(report.user_properties)
+        for name, problem in report.user_properties:
+            if name == SHUTDOWN:
+                self._counts["error"] += 1
+                self._troubles["error", str(problem)].append(SHUTDOWN)
         if isinstance(properties.get("verdict"), str):
             self._count(report.nodeid, properties)
 
@@ -68,10 +73,11 @@ class Outcome:
         status = Exit(int(exitstatus))
         if status is Exit.NOTHING and self._kept:
             status = Exit.PASSED  # nothing is left to run
-        if status is Exit.PASSED and (self._counts["fail"] or self._counts["error"]):
-            status = Exit.FAILED  # pytest knows nothing of an earlier part
         if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
             status = Exit.SERVER
+        elif status is Exit.PASSED and (self._counts["fail"] or self._counts["error"]):
+            # pytest knows nothing of an earlier part, and no test of how a server ended
+            status = Exit.FAILED
         elif status is Exit.PASSED and self._strict and self._counts["not_applicable"]:
             status = Exit.FAILED
         elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._counts["pass"]):
