@@ -73,11 +73,10 @@ class Outcome:
         status = Exit(int(exitstatus))
         if status is Exit.NOTHING and self._kept:
             status = Exit.PASSED  # nothing is left to run
+        if status is Exit.PASSED and (self._counts["fail"] or self._counts["error"]):
+            status = Exit.FAILED  # pytest knows nothing of a shutdown, nor of an earlier part
         if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
             status = Exit.SERVER
-        elif status is Exit.PASSED and (self._counts["fail"] or self._counts["error"]):
-            # pytest knows nothing of an earlier part, and no test of how a server ended
-            status = Exit.FAILED
         elif status is Exit.PASSED and self._strict and self._counts["not_applicable"]:
             status = Exit.FAILED
         elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._counts["pass"]):

@@ -48,9 +48,8 @@ class Verdicts:
         The next report carries it: between two cells that is one of the other cell's.
         """
         verdict = Verdict("error", "nothing outlives a server", problem)
-        Reporter(self._records, cell, SHUTDOWN, f"{SHUTDOWN}[{cell}]").verdict(
-            SHUTDOWN, "", verdict
-        )
+        nodeid = f"{SHUTDOWN}[{cell}]"
+        Reporter(self._records, cell, SHUTDOWN, nodeid).verdict(SHUTDOWN, "", verdict)
         self._left.append(problem)
 
     def _conclude(
