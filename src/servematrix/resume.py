@@ -9,7 +9,8 @@ tests are not run again where their verdict is finished:
 - `error` is where the run is known to have gone on after it: the same server passed a test later,
   or the server of another cell was started later and became ready. Any other error may be the
   interruption itself, for whoever killed the run may have killed its server first. Those tests are
-  run again, and that is said; the old verdict stays in the records.
+  run again, and that is said; the old verdict stays in the records. What a server left at its end
+  is no test's, and always stands.
 
 Tests without a verdict are run. What was measured before counts as if it was measured now.
 """
@@ -237,6 +238,7 @@ def _at(record: Record) -> datetime.datetime:
 def _earlier(verdict: Record, served: Record | None, deaths: Sequence[Record]) -> Earlier:
     died = any(
         one["cell"] == verdict["cell"]
+        and verdict["kit"] != SHUTDOWN
         and (verdict["verdict"] == "error" or one["nodeid"] == verdict["nodeid"])
         for one in deaths
     )
