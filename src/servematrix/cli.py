@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,9 +25,11 @@ from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError
+from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
 from servematrix.validation import command as validation
+from servematrix.validation import running
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: Exit = options.command(options)
     except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
-        print(f"servematrix: {problem}", file=sys.stderr)
+        print(f"servematrix: {_secrets(options).redact(str(problem))}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
         # the reader of a pipe left early; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.PASSED
     return status
+
+
+def _secrets(options: argparse.Namespace) -> Secrets:
+    """What is secret in the environment, and in what was typed."""
+    given = [getattr(options, name, None) or [] for name in ("set", "a_set", "b_set")]
+    return run.secrets([*chain(*given)], getattr(options, "api_key_env", None))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--model", metavar="PATH_OR_ID")
     planning.add_argument("--draft-model", metavar="PATH_OR_ID")
     planning.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    running.add_set_env(planning)
     planning.add_argument("--gpus", metavar="LIST")
     planning.add_argument("--port", type=int, default=0)
     planning.add_argument("--api-key-env", metavar="NAME")
@@ -105,7 +115,8 @@ def _list(options: argparse.Namespace) -> Exit:
             | {"cells": [cell.id for cell in matrix.expand(item)]}
             for item in found
         ]
-        print(json.dumps(rows, indent=2))
+        hidden = Secrets(chain(*(configs.secrets(item) for item in found)))
+        print(json.dumps(hidden.plain(rows), indent=2))
         return Exit.PASSED
     table = Table(title=f"configurations in {folder}", title_justify="left", box=SIMPLE_HEAD)
     for column in ("name", "stage", "cells", "about", "needs"):
@@ -144,7 +155,7 @@ def _plan(options: argparse.Namespace) -> Exit:
     )
     plan = run.plan(asked)
     engine = plan.engine
-    rows = [_row(plan, cell) for cell in plan.cells]
+    rows: Any = plan.secrets().plain([_row(plan, cell) for cell in plan.cells])
     if options.json:
         print(json.dumps({"engine": engine.name, "reason": engine.reason, "cells": rows}, indent=2))
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from servematrix.changes import from_variable
 from servematrix.suite import SESSION, suite_of
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -55,6 +56,17 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "metavar": "KEY=VALUE",
             "dest": "servematrix_set",
             "help": "change a key of the configuration, e.g. gates.fwd_occupancy.threshold=96",
+        },
+    ),
+    (
+        "--set-env",
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "KEY=VARIABLE",
+            "dest": "servematrix_set",
+            "type": from_variable,
+            "help": "--set from an environment variable: for secrets, on no command line",
         },
     ),
     (
@@ -145,7 +157,7 @@ def pytest_configure(config: pytest.Config) -> None:
         or not any(getattr(option, name) for name in _TELLTALE)
     ):
         return
-    from servematrix import fixtures
+    from servematrix import fixtures, run
     from servematrix.config import ConfigError
     from servematrix.engines.base import EnvironmentProblem
     from servematrix.records import RecordsError
@@ -155,7 +167,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(MatrixSession(config), SESSION)
         config.pluginmanager.register(fixtures)
     except (ConfigError, EnvironmentProblem, RecordsError) as problem:
-        raise pytest.UsageError(str(problem)) from problem
+        secrets = run.secrets(option.servematrix_set, option.api_key_env)
+        raise pytest.UsageError(secrets.redact(str(problem))) from problem
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from servematrix import baselines, provenance, run
 from servematrix import config as configs
 from servematrix.baselines import Found
+from servematrix.discreet import DiscreetReports
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
@@ -39,6 +40,8 @@ class MatrixSession:
         self.options = _options(config)
         self._api_key = self.options.api_key()
         self.plan = run.plan(self.options)
+        self._secrets = self.plan.secrets()
+        config.pluginmanager.register(DiscreetReports(self._secrets))
         self._baselines = _baselines(config, self.plan)
         self._suites_met: set[str] = set()
         end_in_good_order()
@@ -56,12 +59,11 @@ class MatrixSession:
 
     def _open_records(self) -> Run:
         config = self._config
-        hidden = [*self.plan.secrets(), *([self._api_key] if self._api_key else [])]
         worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         if worker is not None:
-            return Run(Path(worker["servematrix_run"]), hidden)
+            return Run(Path(worker["servematrix_run"]), self._secrets)
         label = "+".join(self.options.selections)
-        records = Run.create(Path(config.option.results), label, hidden)
+        records = Run.create(Path(config.option.results), label, self._secrets)
         records.write(
             "run", **provenance.header(self.plan, config.rootpath, provenance.command_line())
         )
@@ -157,6 +159,8 @@ class MatrixSession:
             pytest.exit(str(problem), returncode=Exit.USAGE)
         try:
             served = ServedCell(cell, running, self._api_key)
+            # a server that somebody else started has keys that nobody told us
+            self._secrets.add(served.secrets())
             differences = served.differences() if self.options.base_url else []
             self._record_cell(served, launch, differences)
             if differences:
@@ -189,6 +193,7 @@ class MatrixSession:
         item.stash[SERVED] = served
         instance.base_url = served.server.base_url
         instance.api_key = self._api_key
+        instance._kit_secrets = self._secrets
         instance.reporter = self._verdicts.reporter(item)
         instance.hellaswag_path = self.options.hellaswag
         instance.hellaswag_packaged = served.simulated
