@@ -1,12 +1,13 @@
 """Changes of a configuration from the command line, `key.path=value`, and what in them is secret.
 
-A secret given by `--set` stands on the command line that was typed, which nobody can take back. It
-is passed on to no other command line, and shown in no message and no record.
+A secret given so stands on the command line that was typed, which nobody can take back. It is
+passed on to no other command line, and shown in no message and no record. So that it need not be
+typed, `environment.NAME@=VARIABLE` takes it from a variable of ours; it is secret by that, whatever
+it is called.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -19,8 +20,12 @@ from servematrix.redaction import (
     credentials,
     is_secret,
     is_secret_flag,
+    within_json,
     without_credentials,
 )
+
+FROM_VARIABLE = "@"
+"""Ends the key of a change whose value is that of a variable of ours."""
 
 
 def parsed(change: str) -> dict[str, Any]:
@@ -30,17 +35,14 @@ def parsed(change: str) -> dict[str, Any]:
     {'gates': {'fwd_occupancy': {'threshold': 96}}}
     """
     key, separator, text = change.partition("=")
-    parts = [part.strip() for part in key.split(".")]
+    parts = [part.strip() for part in key.removesuffix(FROM_VARIABLE).split(".")]
     if not separator or not all(parts):
         raise ValueError(
             f"--set {told(change)}: expected key=value, such as gates.fwd_occupancy.threshold=96"
         )
     if parts[0] in ("name", "axis", "overrides", "instead"):
         raise ValueError(f"--set {told(change)}: {parts[0]!r} cannot be set from the command line")
-    try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value: Any = _variable(change, parts, text) if _is_from_variable(change) else _value(text)
     for part in reversed(parts):
         value = {part: value}
     return dict(value)
@@ -63,8 +65,12 @@ def told(change: str) -> str:
     ('environment.HF_TOKEN=***', 'arguments.dtype=half')
     """
     key = re.split(r"[=:\s]", change, maxsplit=1)[0]
-    named = any(is_secret(part) or is_secret_flag(part) for part in key.split("."))
-    if key != change and (named or key == "environment"):
+    if key.endswith(FROM_VARIABLE):
+        return change
+    parts = key.split(".")
+    named = any(is_secret(part) or is_secret_flag(part) for part in parts)
+    inner = _leaves(parts[-1], _value(change.partition("=")[2]))
+    if key != change and (named or key == "environment" or any(inner)):
         return f"{key}={MARK}"
     return without_credentials(change)
 
@@ -76,7 +82,7 @@ def secrets(changes: Sequence[str]) -> list[str]:
         if told(change) != change:
             found.append(change.partition("=")[2].strip())
         try:
-            found += _leaves("", parsed(change))
+            found += _leaves("", parsed(change), _is_from_variable(change))
         except ValueError:
             continue
     return found
@@ -89,7 +95,8 @@ def apart(changes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     for change in changes:
         environment = parsed(change).get("environment")
         named = environment if isinstance(environment, Mapping) else {}
-        secret = {name: value for name, value in named.items() if is_secret(name)}
+        every = _is_from_variable(change)
+        secret = {name: value for name, value in named.items() if every or is_secret(name)}
         hidden |= secret
         if secret:
             rest = sorted(named.keys() - secret.keys())
@@ -99,27 +106,44 @@ def apart(changes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return shown, hidden
 
 
-def from_variable(text: str) -> str:
-    """The change that `--set-env KEY=NAME` stands for: the key gets the value of that variable.
+def secret_variables(changes: Sequence[str]) -> list[str]:
+    """Names of the server's variables that changes take from variables of ours."""
+    return [
+        name for one in changes if _is_from_variable(one) for name in parsed(one)["environment"]
+    ]
 
-    So a secret is given without standing on a command line. ArgumentTypeError where the variable is
-    not set.
-    """
-    key, separator, name = text.partition("=")
-    value = os.environ.get(name)
-    if not separator or value is None:
-        raise argparse.ArgumentTypeError(
-            f"{told(text)}: expected KEY=NAME, and a variable of that name that is set"
+
+def _is_from_variable(change: str) -> bool:
+    return change.partition("=")[0].endswith(FROM_VARIABLE)
+
+
+def _variable(change: str, key: Sequence[str], name: str) -> str:
+    if len(key) != 2 or key[0] != "environment":
+        raise ValueError(
+            f"--set {change}: only a variable of the server is set from one of ours, as"
+            " environment.NAME@=VARIABLE; other values stand on command lines and in records"
         )
-    return assigned(key, value)
+    value = os.environ.get(name)
+    if value is None:
+        raise ValueError(f"--set {change}: the variable {name!r} is not set; export {name} first")
+    return value
 
 
-def _leaves(key: str, value: object) -> Iterator[str]:
-    """Texts under a secret name, and passwords of URLs, in what a change sets."""
+def _value(text: str) -> Any:
+    """What stands behind the `=`: TOML, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _leaves(key: str, value: object, every: bool = False) -> Iterator[str]:
+    """Texts under a secret name, or every text, and secrets within texts, in what a change sets."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _leaves(name, item)
-    elif is_secret(key) or is_secret_flag(key):
+            yield from _leaves(name, item, every)
+    elif every or is_secret(key) or is_secret_flag(key):
         yield str(value)
     elif isinstance(value, str):
         yield from credentials(value)
+        yield from within_json(value)

@@ -29,7 +29,6 @@ from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
 from servematrix.validation import command as validation
-from servematrix.validation import running
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--model", metavar="PATH_OR_ID")
     planning.add_argument("--draft-model", metavar="PATH_OR_ID")
     planning.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    running.add_set_env(planning)
     planning.add_argument("--gpus", metavar="LIST")
     planning.add_argument("--port", type=int, default=0)
     planning.add_argument("--api-key-env", metavar="NAME")

@@ -426,12 +426,14 @@ def resolve(
     return checked(Configuration, raw, where)
 
 
-def digest(config: Configuration) -> str:
+def digest(config: Configuration, hidden: Secrets | None = None) -> str:
     """sha256 over a configuration's canonical JSON: runs with one digest asked the same.
 
-    Secrets are left out: a digest lets everybody try guesses.
+    Secrets, those in `hidden` or else the configuration's own, are left out: a digest lets
+    everybody try guesses.
     """
-    whole = Secrets(secrets(config)).plain(config.model_dump(exclude_none=True))
+    hidden = hidden or Secrets(secrets(config))
+    whole = hidden.plain(config.model_dump(exclude_none=True))
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

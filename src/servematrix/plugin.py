@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from servematrix.changes import from_variable
 from servematrix.suite import SESSION, suite_of
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -55,18 +54,8 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "default": [],
             "metavar": "KEY=VALUE",
             "dest": "servematrix_set",
-            "help": "change a key of the configuration, e.g. gates.fwd_occupancy.threshold=96",
-        },
-    ),
-    (
-        "--set-env",
-        {
-            "action": "append",
-            "default": [],
-            "metavar": "KEY=VARIABLE",
-            "dest": "servematrix_set",
-            "type": from_variable,
-            "help": "--set from an environment variable: for secrets, on no command line",
+            "help": "change a key of the configuration, e.g. gates.fwd_occupancy.threshold=96;"
+            " KEY@=VARIABLE takes a secret from the environment",
         },
     ),
     (

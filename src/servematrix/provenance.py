@@ -18,6 +18,7 @@ from servematrix.run import Plan
 def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
     """The first record of a run: everything that says which run this was."""
     options = plan.options
+    hidden = plan.secrets()
     return {
         "command": list(command),
         "engine": plan.engine.name,
@@ -26,7 +27,7 @@ def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
         "versions": {"servematrix": __version__, "python": platform.python_version()},
         "gpus": [_described(gpu) for gpu in plan.visible],
         "git_commit": git_commit(root),
-        "configurations": {cell.id: configs.digest(cell.config) for cell in plan.cells},
+        "configurations": {cell.id: configs.digest(cell.config, hidden) for cell in plan.cells},
         "base_url": options.base_url,
         "hellaswag": options.hellaswag,
         "platform": platform.platform(),

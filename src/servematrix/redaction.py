@@ -82,6 +82,18 @@ def credentials(text: str) -> list[str]:
     return [userinfo, unquote(userinfo), *(one for one in alone if len(one) >= SHORTEST_PASSWORD)]
 
 
+def within_json(text: str) -> list[str]:
+    """Secret values in a JSON object, as some flags of servers take; empty for any other text."""
+    if not text.lstrip().startswith("{"):
+        return []
+    pairs: list[tuple[str, object]] = []
+    try:
+        json.loads(text, object_pairs_hook=pairs.extend)
+    except (ValueError, RecursionError):
+        return []
+    return [value for name, value in pairs if is_secret_flag(name) and isinstance(value, str)]
+
+
 def without_credentials(text: str) -> str:
     """A text in which no URL has a user or a password.
 

@@ -7,12 +7,11 @@ lines, which everybody on the machine can read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Final
 
-from servematrix.redaction import credentials, is_secret_flag
+from servematrix.redaction import credentials, is_secret_flag, within_json
 
 _ADDRESS: Final = (
     "every server listens on a loopback address and a port that the run gives it (--port); a port"
@@ -63,7 +62,7 @@ def of_text(key: str, value: object) -> str | None:
         return f"{key}: holds a line break or another control character"
     if credentials(value):
         return f"{key}: a URL with a password, which would stand in records and command lines"
-    if _names_a_secret(value):
+    if within_json(value):
         return f"{key}: {_ELSEWHERE}"
     return None
 
@@ -73,15 +72,3 @@ def of_variable(name: str, value: str) -> str | None:
     if "\0" in value:
         return f"environment.{name}: holds a zero byte, which no variable can"
     return None
-
-
-def _names_a_secret(text: str) -> bool:
-    """Whether a text is a JSON object, as some flags take, with a secret in it."""
-    if not text.lstrip().startswith("{"):
-        return False
-    try:
-        pairs: list[tuple[str, object]] = []
-        json.loads(text, object_pairs_hook=pairs.extend)
-    except (ValueError, RecursionError):
-        return False
-    return any(is_secret_flag(name) and isinstance(value, str) for name, value in pairs)

@@ -112,6 +112,7 @@ class PlannedCell:
             api_key_env=options.api_key_env,
             log=log,
             deadline_seconds=deadline,
+            secret_variables=changes.secret_variables(options.changes),
         )
 
 

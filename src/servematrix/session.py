@@ -23,6 +23,7 @@ from servematrix.gpus import wait_until_free
 from servematrix.interrupts import end_in_good_order
 from servematrix.outcome import Outcome
 from servematrix.records import RecordsError, Run
+from servematrix.redaction import Secrets
 from servematrix.reporter import give_up
 from servematrix.served import ServedCell
 from servematrix.suite import suite_of
@@ -42,7 +43,7 @@ class MatrixSession:
         self.plan = run.plan(self.options)
         self._secrets = self.plan.secrets()
         config.pluginmanager.register(DiscreetReports(self._secrets))
-        self._baselines = _baselines(config, self.plan)
+        self._baselines = _baselines(config, self.plan, self._secrets)
         self._suites_met: set[str] = set()
         end_in_good_order()
         self._check_workers()
@@ -260,7 +261,7 @@ def _options(config: pytest.Config) -> run.Options:
     )
 
 
-def _baselines(config: pytest.Config, plan: run.Plan) -> dict[str, Found | str]:
+def _baselines(config: pytest.Config, plan: run.Plan, secrets: Secrets) -> dict[str, Found | str]:
     """The baseline of each cell that has one here, or why it does not apply.
 
     What an attached server runs on is unknown, so it is held to none.
@@ -283,7 +284,8 @@ def _baselines(config: pytest.Config, plan: run.Plan) -> dict[str, Found | str]:
     found: dict[str, Found | str] = {}
     for cell in plan.cells:
         on = baselines.hardware(plan.engine.name, [gpu.name for gpu in cell.gpus])
-        configuration = cell.config.model_dump(exclude_none=True)
+        # as a baseline has it, which was made from records
+        configuration: Any = secrets.plain(cell.config.model_dump(exclude_none=True))
         one = None if cell.unfit else baselines.find(root, cell.id, on, configuration)
         if one is not None:
             found[cell.id] = one

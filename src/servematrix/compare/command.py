@@ -12,7 +12,6 @@ from typing import Final
 
 from servematrix import config as configs
 from servematrix import records
-from servematrix.changes import from_variable
 from servematrix.compare import differences, live, runs, table
 from servematrix.compare.differences import ITEM_MARGINS, Settings
 from servematrix.compare.runs import Run
@@ -42,14 +41,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             default=[],
             metavar="KEY=VALUE",
             help=f"a change of the configuration for {side.upper()} alone; may be repeated",
-        )
-        add(
-            f"--{side}-set-env",
-            action="append",
-            dest=f"{side}_set",
-            type=from_variable,
-            metavar="KEY=VARIABLE",
-            help=f"--{side}-set from an environment variable: for secrets",
         )
     add("--config", metavar="NAME", help=f"the configuration that both serve ({_CONFIG})")
     add("--rounds", type=int, metavar="N", help="rounds of runs, each A B B A (1)")

@@ -53,7 +53,7 @@ class GuardedExecutor(Executor):
         self._api_key = os.environ.get(launch.api_key_env) if launch.api_key_env else None
         self._ending: str | None = None
         secrets = [launch.api_key_env] if launch.api_key_env else []
-        secrets += [name for name in variables if is_secret(name)]
+        secrets += [*launch.secret_variables, *(name for name in variables if is_secret(name))]
         super().__init__(
             guarded(command, launch.log, grace=STOP_GRACE_SECONDS, secrets=secrets),
             timeout=launch.deadline_seconds,

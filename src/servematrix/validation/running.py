@@ -14,7 +14,7 @@ from pathlib import Path
 
 from servematrix import config as configs
 from servematrix import run
-from servematrix.changes import apart, from_variable
+from servematrix.changes import FROM_VARIABLE, apart
 from servematrix.config import ConfigError
 from servematrix.engines.base import EnvironmentProblem, Say
 from servematrix.engines.guard import guarded
@@ -143,19 +143,6 @@ def add_run_options(
         add(f"--{name}", metavar=metavar)
     add("--start-deadline", type=float, metavar="SECONDS")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=changes)
-    add_set_env(parser)
-
-
-def add_set_env(parser: argparse.ArgumentParser) -> None:
-    """The option `--set-env`, beside `--set`."""
-    parser.add_argument(
-        "--set-env",
-        action="append",
-        dest="set",
-        type=from_variable,
-        metavar="KEY=VARIABLE",
-        help="--set from an environment variable: for secrets, on no command line",
-    )
 
 
 def pytest_command(
@@ -180,7 +167,7 @@ def pytest_command(
             line.append(f"--{name.replace('_', '-')}={value}")
     shown, hidden = apart(changes)
     line += [f"--set={change}" for change in shown]
-    line += [f"--set-env=environment.{name}={_PASSED_AS}{name}" for name in hidden]
+    line += [f"--set=environment.{name}{FROM_VARIABLE}={_PASSED_AS}{name}" for name in hidden]
     return Command(line, {f"{_PASSED_AS}{name}": value for name, value in hidden.items()})
 
 
