@@ -212,7 +212,7 @@ def test_a_change_from_a_variable_is_text_and_secret(monkeypatch: pytest.MonkeyP
 
 def test_only_variables_are_set_from_a_variable(tmp_path: Path) -> None:
     for key in ("model.path", "environment", "environment.a.b"):
-        with pytest.raises(ConfigError, match="environment.NAME@=VARIABLE"):
+        with pytest.raises(ConfigError, match=r"environment\.NAME@=VARIABLE"):
             configs.resolve(loaded(tmp_path), {}, PLACE, [f"{key}@=PATH"])
 
 

@@ -57,7 +57,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
+        # what was typed in a place where nothing is known may be a change all the same
+        typed = [part for one in sys.argv for part in (one, one.partition("=")[2])]
+        self.exit(Exit.USAGE, f"{self.prog}: {run.secrets(typed).redact(message)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
