@@ -186,7 +186,7 @@ def test_what_another_user_has_made_is_not_run(
     if os.getuid() == 0:  # what is root's is trusted
         os.chown(tools.root, 4321, -1)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1234)
-    with pytest.raises(EnvironmentProblem, match="belongs to another user .*XDG_CAC"):
+    with pytest.raises(EnvironmentProblem, match=r"belongs to another user .*XDG_CAC"):
         environment.make(tools.said.append)
     monkeypatch.setattr(os, "geteuid", lambda: tools.root.stat().st_uid)
     environment.make(tools.said.append)
