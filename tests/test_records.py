@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from servematrix.records import FILE, SCHEMA, RecordsError, Run, is_torn, read, standing
+from servematrix.redaction import Secrets
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = Run.create(tmp_path, "baseline", hidden=['pass"word\u00e9'])
+    run = Run.create(tmp_path, "baseline", Secrets(['pass"word\u00e9']))
     run.write("run", engine="reference")
     return run
 
@@ -56,7 +57,7 @@ def test_a_secret_is_nowhere(run: Run) -> None:
 
 @pytest.mark.parametrize("secret", ["{", "kind", '"'])
 def test_a_secret_never_makes_a_record_unreadable(tmp_path: Path, secret: str) -> None:
-    run = Run.create(tmp_path, "x", hidden=[secret])
+    run = Run.create(tmp_path, "x", Secrets([secret]))
     run.write("run", text=f"before {secret} after")
     (record,) = read(run.folder)
     assert record["text"] == "before *** after"

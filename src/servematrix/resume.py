@@ -32,6 +32,7 @@ from servematrix.engines.base import EnvironmentProblem
 from servematrix.exit_codes import Exit
 from servematrix.folders import LATEST
 from servematrix.records import Run
+from servematrix.redaction import Secrets
 from servematrix.served import answers
 from servematrix.verdicts import SHUTDOWN
 
@@ -130,7 +131,7 @@ def find(root: Path, named: str) -> Path:
     return folder.parent / folder.readlink() if folder.is_symlink() else folder
 
 
-def take_up(folder: Path, header: Record, hidden: Sequence[str]) -> tuple[Run, Kept]:
+def take_up(folder: Path, header: Record, hidden: Secrets) -> tuple[Run, Kept]:
     """Hold a broken run, and say in its records that it goes on; `header` is what this would be.
 
     EnvironmentProblem where the run is complete, or another one than this command asks for;
@@ -146,12 +147,12 @@ def take_up(folder: Path, header: Record, hidden: Sequence[str]) -> tuple[Run, K
     return run, kept
 
 
-def read(folder: Path, header: Record, hidden: Sequence[str] = ()) -> Kept:
+def read(folder: Path, header: Record, hidden: Secrets) -> Kept:
     """What stands of a broken run, without touching it; raises as `take_up`."""
     torn = records.is_torn(folder)
     found = records.standing(records.read(folder))
     _check_broken(folder, found)
-    _check_same(folder, found[0], records.plain(header, hidden))
+    _check_same(folder, found[0], hidden.plain(header))
     verdicts = {one["nodeid"]: one for one in found if one["kind"] == "verdict"}
     again = [nodeid for nodeid, one in verdicts.items() if not _is_finished(one, found)]
     served = {one["cell"]: one for one in found if one["kind"] == "cell"}

@@ -20,6 +20,8 @@ import requests
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
+from servematrix.redaction import Secrets, without_credentials
+
 _CHUNK = 64 * 1024
 _REUSE_SECONDS = 2.0
 """How long an idle connection is trusted; uvicorn closes idle ones after 5 s."""
@@ -67,13 +69,14 @@ class Transport:
 
     def __init__(self, base_url: str, *, api_key: str | None, max_body: int) -> None:
         parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise ClientError(f"not a server's address: {base_url!r}; give http://HOST:PORT")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            told = without_credentials(base_url)
+            raise ClientError(f"not a server's address: {told!r}; give http://HOST:PORT")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise ClientError("the API key has a character that no header carries; a line break?")
         self.base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._api_key = api_key
+        self._secrets = Secrets([api_key] if api_key else [])
         self._max_body = max_body
         self._kept = _Kept()
 
@@ -84,8 +87,7 @@ class Transport:
     def excerpt(self, body: object) -> str:
         """Show an answer for a message: cut, and without the API key."""
         text = body if isinstance(body, str) else json.dumps(body, default=repr)
-        if self._api_key:
-            text = text.replace(self._api_key, "[api key]")
+        text = self._secrets.redact(text)
         return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}… ({len(text)} characters)"
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None, ends: float) -> bytes:

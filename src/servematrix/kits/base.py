@@ -27,6 +27,7 @@ from servematrix.client import (
 )
 from servematrix.gates.verdict import Number, Outcome, Verdict
 from servematrix.kits import answers
+from servematrix.redaction import Secrets
 
 ABSENT = (404, 405, 501)
 """Statuses of a route that a server does not have."""
@@ -78,6 +79,7 @@ class Kit:
 
     _kit_running: tuple[str, str] | None = None
     _kit_client: Client | None = None
+    _kit_secrets: Secrets | None = None
 
     @property
     def client(self) -> Client:
@@ -107,6 +109,10 @@ class Kit:
         """
         __tracebackhide__ = True
         kit, test = self._kit_test()
+        if self._kit_secrets is not None:
+            # what a server answered stands in reasons, and it may know more than our own key
+            rule, reason = map(self._kit_secrets.redact, (verdict.rule, verdict.reason))
+            verdict = replace(verdict, rule=rule, reason=reason)
         print(f"{kit}.{test}: {verdict.outcome}: {verdict.reason}")
         if self.reporter is not None:
             self.reporter.verdict(kit, test, verdict)
