@@ -26,6 +26,7 @@ from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
+from servematrix.terminal import shown
 from servematrix.validation import command as validation
 
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: Exit = options.command(options)
     except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
-        print(f"servematrix: {problem}", file=sys.stderr)
+        print(f"servematrix: {shown(str(problem))}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
         # the reader of a pipe left early; Python would complain once more at exit
@@ -120,7 +121,7 @@ def _list(options: argparse.Namespace) -> Exit:
             _needs(item),
             item.description,
         )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
     return Exit.PASSED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from servematrix.transport import (
     BadStatus,
@@ -33,8 +33,6 @@ _MORE_EVENTS = 64
 _MOST_TOKENS = 10**9
 _DEEPEST = 64
 """Levels of JSON; a server's answers have fewer than ten."""
-_SHOWN = 2000
-"""Bytes of an answer that may be shown in a message, before it is cut."""
 
 Json = dict[str, Any]
 
@@ -224,9 +222,9 @@ class Client:
         data = self._call(method, path, body, timeout)
         at = self._transport.at(path)
         try:
-            answer = json.loads(data, parse_constant=_no_number)
+            answer = json.loads(data)
         except (ValueError, RecursionError) as error:
-            text = self.excerpt(data[:_SHOWN].decode("utf-8", "replace"))
+            text = self.excerpt(data.decode("utf-8", "replace"))
             why = "nested too deep" if isinstance(error, RecursionError) else f"{error}"
             raise MalformedAnswer(f"{at} gave no JSON ({why:.80}): {text!r}") from None
         if not _shallow(answer):
@@ -244,10 +242,6 @@ class Client:
 
     def _ends(self, timeout: float | None) -> float:
         return time.monotonic() + (self._timeout if timeout is None else timeout)
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _shallow(answer: Any) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError, Run
 from servematrix.run import Plan
+from servematrix.terminal import line, shown
 
 
 class Outcome:
@@ -74,7 +75,8 @@ class Outcome:
             terminalreporter.section("verdicts that are not a pass")
         for (verdict, reason), tests in self._troubles.items():
             named = tests[0] if len(tests) == 1 else f"{len(tests)} tests, {tests[0]} first"
-            terminalreporter.write_line(f"{verdict}: {named}: {reason.splitlines()[0]}")
+            first = line(reason.partition("\n")[0])
+            terminalreporter.write_line(f"{verdict}: {named}: {first}")
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self, config: pytest.Config) -> None:
@@ -82,7 +84,7 @@ class Outcome:
         if self._exit is None:
             return
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
-        line = (
+        told = shown(
             f"servematrix: exit {int(self._exit)} ({self._meaning()}): "
             f"{counts or 'no verdicts'}; "
             f"{self._plan.subject(self._answered, simulated=self._simulated)}; "
@@ -91,9 +93,9 @@ class Outcome:
         )
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is None:
-            print(line)
+            print(told)
         else:
-            reporter.write_line(line)
+            reporter.write_line(told)
 
     def _meaning(self) -> str:
         """The status in words; a run that only --strict failed says so."""

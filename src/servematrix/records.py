@@ -67,7 +67,8 @@ class Run:
         try:
             with self._path.open("ab", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                self._append(file.fileno(), line.encode())
+                # a lone surrogate, which UTF-8 lacks, as JSON writes it
+                self._append(file.fileno(), line.encode(errors="backslashreplace"))
                 os.fsync(file.fileno())
         except OSError as error:
             raise RecordsError(
@@ -80,7 +81,7 @@ class Run:
         path = self.folder / "files" / f"{file_name(name)}.json"
         try:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(self._encode(payload), encoding="utf-8")
+            path.write_bytes(self._encode(payload).encode(errors="backslashreplace"))
         except OSError as error:
             raise RecordsError(f"cannot write {path}: {error.strerror}") from error
         return str(path.relative_to(self.folder))

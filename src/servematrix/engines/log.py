@@ -1,7 +1,7 @@
 """A server's log as it reaches the disk: bounded in size, secrets taken out.
 
 Both work on bytes as they come from a pipe: a chunk may end anywhere, within a character, a line
-or a secret. Only the standard library is imported; `guard` runs this in a process of its own.
+or a secret. Little is imported; `guard` runs this in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
+
+from servematrix.terminal import shown
 
 SHORTEST_CUT_SECRET = 4
 """Bytes of a secret's beginning that are taken out when the output ends within it."""
@@ -158,7 +160,10 @@ class BoundedLog:
 
 
 def last_lines(path: Path, lines: int, window: int = 65536) -> str:
-    """Return the last lines of a file, at most `window` bytes; empty where there is no file."""
+    """Return the last lines of a file, at most `window` bytes; empty where there is no file.
+
+    They are for people: what a terminal would obey is escaped.
+    """
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -166,4 +171,4 @@ def last_lines(path: Path, lines: int, window: int = 65536) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return shown("\n".join(text.splitlines()[-lines:]))

@@ -23,6 +23,7 @@ from servematrix.engines import ports, ready
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.engines.guard import guarded
 from servematrix.engines.log import last_lines
+from servematrix.terminal import line
 
 POLL_SECONDS = 0.05
 STOP_GRACE_SECONDS = 3.0
@@ -30,6 +31,7 @@ STOP_GRACE_SECONDS = 3.0
 STOP_SECONDS = 8.0
 """For the guard to end the server and itself; it needs at most the grace and two seconds."""
 INFO_SECONDS = 10.0
+LONGEST_VERSION = 80
 SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Redacted in every log, beside the API key: servers read them, and print them when they fail."""
 
@@ -209,7 +211,7 @@ def reported_versions(base_url: str, api_key_env: str | None) -> dict[str, str]:
         return {}
     version = info.get("version")
     name = "reference" if info.get("device") == "simulated" else "sglang"
-    return {name: version} if isinstance(version, str) else {}
+    return {name: line(version, LONGEST_VERSION)} if isinstance(version, str) else {}
 
 
 def _what_went_wrong(

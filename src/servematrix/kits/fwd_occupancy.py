@@ -228,7 +228,7 @@ class FwdOccupancyMixin(Kit):
             shown = f"{value:.2f}" if isinstance(value, float) else str(value)
             table.add_row(name.replace("_", " "), "-" if value is None else shown, unit)
             self.measure(name, value, unit)
-        Console(file=sys.stdout).print(table)
+        Console(file=sys.stdout, markup=False, emoji=False).print(table)
         self.attach(
             "trace",
             {

@@ -123,7 +123,7 @@ class HellaswagMixin(Kit):
             self.measure(name, value, unit)
         for name in ("data_source", "checksum_questions", "checksum_shots"):
             self.measure(name, numbers[name], "")
-        Console(file=sys.stdout).print(table)
+        Console(file=sys.stdout, markup=False, emoji=False).print(table)
 
 
 _UNITS = {
