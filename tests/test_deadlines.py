@@ -22,24 +22,11 @@ from servematrix.client import (
     Unreachable,
 )
 from servematrix.deadlines import Adapter
-from wire import Behaviour, Wire, answering, dribbled, streaming
+from wire import Behaviour, Wire, answering, dribbled, flooding, streaming
 
 CERTIFICATE = Path(__file__).parent / "data" / "tls_server.pem"
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-def flooding(head: bytes, piece: bytes) -> Behaviour:
-    """Send the piece again and again, as fast as the client takes it."""
-
-    def behave(connection: socket.socket, wire: Wire) -> None:
-        wire.read(connection)
-        connection.sendall(head)
-        block = piece * (1 + 65536 // len(piece))
-        while not wire.released.is_set():
-            connection.sendall(block)
-
-    return behave
 
 
 def sending(answer: bytes) -> Behaviour:

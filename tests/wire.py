@@ -91,3 +91,16 @@ def dribbled(head: bytes) -> Behaviour:
             connection.sendall(b"x")
 
     return behave
+
+
+def flooding(head: bytes, piece: bytes) -> Behaviour:
+    """Send the piece again and again, as fast as the client takes it."""
+
+    def behave(connection: socket.socket, wire: Wire) -> None:
+        wire.read(connection)
+        connection.sendall(head)
+        block = piece * (1 + 65536 // len(piece))
+        while not wire.released.is_set():
+            connection.sendall(block)
+
+    return behave

@@ -31,6 +31,9 @@ MIB = 1024 * 1024
 _MORE_EVENTS = 64
 """Events of a stream beside twice those of its tokens, so that a stream without an end is none."""
 _MOST_TOKENS = 10**9
+_MOST_VALUES = 10**6
+"""Values of an answer: a batch of 64 HellaSwag items has 40,000. Ten million brackets, which the
+largest body may hold, take half a gigabyte and seconds to parse."""
 _DEEPEST = 64
 """Levels of JSON; a server's answers have fewer than ten."""
 
@@ -41,11 +44,10 @@ class Client:
     """Calls one server. Safe to share between threads; each keeps one connection alive.
 
     `timeout` is the total time in seconds that a call may take unless the call names its own;
-    `max_body` the most bytes of one answer. The largest answer of a whole run was 145 KB (a batch
-    of HellaSwag endings); JSON that is made for it takes 35 times its size once parsed. The API
-    key is sent as a bearer token and shown in no message. Every call raises `ClientError`:
-    `Unreachable` (nobody answers; `TimedOut` where it was not in time), `BadStatus`, or
-    `MalformedAnswer`.
+    `max_body` the most bytes of one answer; the largest of a whole run was 145 KB, a batch of
+    HellaSwag endings. The API key is sent as a bearer token and shown in no message. Every call
+    raises `ClientError`: `Unreachable` (nobody answers; `TimedOut` where it was not in time),
+    `BadStatus`, or `MalformedAnswer`.
     """
 
     def __init__(
@@ -221,8 +223,10 @@ class Client:
     ) -> Any:
         data = self._call(method, path, body, timeout)
         at = self._transport.at(path)
+        if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise MalformedAnswer(f"{at} gave JSON of over {_MOST_VALUES} values")
         try:
-            answer = json.loads(data)
+            answer = json.loads(data.decode())  # bytes would be taken for UTF-16 too
         except (ValueError, RecursionError) as error:
             text = self.excerpt(data.decode("utf-8", "replace"))
             why = "nested too deep" if isinstance(error, RecursionError) else f"{error}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import http.client
 import http.cookiejar
+import itertools
 import json
 import threading
 import time
@@ -94,10 +95,15 @@ class Transport:
 
     def excerpt(self, body: object) -> str:
         """Show an answer for a message: cut, and without the API key."""
-        text = body if isinstance(body, str) else json.dumps(body, default=repr)
+        if isinstance(body, str):
+            text, size = body, f"{len(body)} characters"
+        else:
+            # no more of it is encoded than is shown, and of the key that may be cut there
+            parts = json.JSONEncoder(default=repr).iterencode(body)
+            text, size = "".join(itertools.islice(parts, 2 * _EXCERPT)), "cut"
         if self._api_key:
             text = text.replace(self._api_key, "[api key]")
-        return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}… ({len(text)} characters)"
+        return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}… ({size})"
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None, ends: float) -> bytes:
         """Return the body of a 200 answer; `ends` is the deadline on `time.monotonic`."""

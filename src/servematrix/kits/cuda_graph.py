@@ -56,7 +56,8 @@ class CudaGraphMixin(Kit):
         ).decode_tokens_per_s
         self.measure("decode_tokens_per_s", alone, "tokens/s")
         for one in passes:
-            self.measure(f"graph_share_at_{one.batch}", one.share, "share of decode passes")
+            share = one.share if one.graph + one.eager else None
+            self.measure(f"graph_share_at_{one.batch}", share, "share of decode passes")
         verdict = cuda_graph.judge(
             passes, enabled=enabled, max_bs=max_bs, expected=self.cuda_graph_expected
         )
