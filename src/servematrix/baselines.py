@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from servematrix import config as configs
+from servematrix import records
 from servematrix.config import ConfigError, Scalar
 from servematrix.gates import throughput
 from servematrix.records import RecordsError, file_name
@@ -187,7 +188,7 @@ def load(path: Path) -> Baseline:
     """Read a baseline; BaselineError names file and key where it is not as it was written."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BaselineError(f"cannot read {path}: {error}") from error
     if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
         raise BaselineError(
@@ -218,7 +219,10 @@ def rows(path: Path, baseline: Baseline) -> list[dict[str, Any]] | None:
             f"{path}: key 'items.sha256': {beside} is not as it was written; calibrate again or"
             " restore the file"
         )
-    found: list[dict[str, Any]] = json.loads(gzip.decompress(packed))
+    try:
+        found: list[dict[str, Any]] = records.content(beside)
+    except RecordsError as error:
+        raise BaselineError(f"{path}: key 'items': {error}") from error
     return found
 
 

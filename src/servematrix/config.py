@@ -357,7 +357,7 @@ def load(directory: Path, name: str) -> Configuration:
         )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if "name" in raw:
         raise ConfigError(f"{path}: key 'name': leave it out, the file's name is the name")
@@ -454,6 +454,8 @@ def _assignment(change: str) -> dict[str, Any]:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {key}: not a usable value: {error}") from error
     for part in reversed(parts):
         value = {part: value}
     return dict(value)

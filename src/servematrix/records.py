@@ -18,11 +18,33 @@ import re
 import secrets
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
 FILE = "records.jsonl"
+
+
+_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "run": {"engine": str, "simulated": bool, "gpus": list},
+    "cell": {
+        "cell": str,
+        "configuration": dict,
+        "gpus": list,
+        "versions": dict,
+        "model": str,
+        "simulated": bool,
+        "startup_seconds": (int, float),
+    },
+    "measurement": {"cell": str, "kit": str, "name": str, "path": str},
+    "verdict": dict.fromkeys(("cell", "kit", "test", "verdict", "rule", "reason"), str)
+    | {"numbers": dict},
+    "end": {"exit_code": int},
+}
+"""Of what readers use in each kind of record, where it is there."""
+_MOST_BYTES = 256_000_000
+"""Of an attached file, once it is unpacked; a run over all of HellaSwag has 1.5 MB."""
 
 
 class RecordsError(Exception):
@@ -120,20 +142,43 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
 def attached(folder: Path, path: str) -> Any:
     """The content of a file that a record points to, gzipped where its name ends in `.gz`."""
     file = folder / path
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise RecordsError(f"{folder / FILE}: points to {path!r}, which is not of this run")
+    return content(file)
+
+
+def content(file: Path) -> Any:
+    """The JSON in a file, gzipped where its name ends in `.gz`; RecordsError names the file."""
     try:
-        raw = file.read_bytes()
-        return json.loads(gzip.decompress(raw) if file.suffix == ".gz" else raw)
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            raw = opened.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ValueError(f"over {_MOST_BYTES // 10**6} MB, which no file of a run has")
+        return json.loads(raw)
+    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
         raise RecordsError(f"cannot read {file}: {error}") from error
+
+
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Turn what a reader trips over in somebody else's records into a RecordsError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordsError(f"{folder / FILE}: not the records of a run: {what}") from error
 
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordsError(f"{path}, line {number}: not JSON: {error}") from error
-    if not isinstance(record, dict) or "kind" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         raise RecordsError(f"{path}, line {number}: not a record (no key 'kind')")
+    for key, kind in _TYPES.get(record["kind"], {}).items():
+        if key in record and not isinstance(record[key], kind):
+            raise RecordsError(f"{path}, line {number}: key {key!r} is {record[key]!r:.80}")
     if number == 1:
         schema = record.get("schema")
         if record["kind"] != "run" or not isinstance(schema, int):

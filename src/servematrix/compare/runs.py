@@ -5,8 +5,6 @@ A run's folder is read as the run left it, and as a validation keeps it, with it
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +33,7 @@ class Cell:
         """
         if self.items_file is None:
             return None
-        try:
-            raw = self.items_file.read_bytes()
-            packed = self.items_file.suffix == ".gz"
-            rows = json.loads(gzip.decompress(raw) if packed else raw)
-        except (OSError, EOFError, ValueError) as error:
-            raise RecordsError(f"cannot read {self.items_file}: {error}") from error
+        rows = records.content(self.items_file)
         if not isinstance(rows, list):
             raise RecordsError(f"{self.items_file}: not a list of items")
         return rows
@@ -66,11 +59,8 @@ def read(folder: Path) -> Run:
     found = list(records.read(folder))
     if not found:
         raise RecordsError(f"{folder / records.FILE}: empty, not the start of a run")
-    try:
+    with records.as_written(folder):
         return _run(folder, found)
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise RecordsError(f"{folder / records.FILE}: not the records of a run: {what}") from error
 
 
 def _run(folder: Path, found: Sequence[Mapping[str, Any]]) -> Run:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from servematrix import config as configs
 from servematrix import records
+from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError
 from servematrix.validation.judging import Defect, Finding, defects
@@ -146,7 +147,9 @@ def _entry(file: Path) -> _Entry:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         return configs.checked(_Entry, raw, str(file))
-    except (OSError, ValueError) as error:
+    except ConfigError as error:
+        raise RecordsError(str(error)) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordsError(f"cannot read {file}: {error}") from error
 
 
@@ -159,6 +162,11 @@ def _row(entry: _Entry, folder: Path) -> Row:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for record in records.read(folder):
         kinds.setdefault(record["kind"], []).append(record)
+    with records.as_written(folder):
+        return _judged(server, kinds)
+
+
+def _judged(server: KnownServer, kinds: Mapping[str, Sequence[dict[str, Any]]]) -> Row:
     run, cells = kinds["run"][0], kinds.get("cell", [])
     verdicts = kinds.get("verdict", [])
     findings = [Finding(v["kit"], v["test"], v["verdict"], v["reason"]) for v in verdicts]
