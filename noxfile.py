@@ -93,6 +93,13 @@ def compare(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["harness"])
+def faults(session: nox.Session) -> None:
+    """Would the kits notice a bug? Every fault of the embedded server against every kit."""
+    kept = ("--against", "docs/faults/matrix.jsonl")
+    in_harness(session, "servematrix", "faults", "--run", *kept, *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
 def tests(session: nox.Session) -> None:
     """The project's own tests."""
     in_harness(session, "pytest", *(session.posargs or ["tests", "-n", "2"]))

@@ -15,6 +15,7 @@ from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError, Run
 from servematrix.run import Plan
 from servematrix.terminal import line, shown
+from servematrix.verdicts import SHUTDOWN
 
 
 class Outcome:
@@ -36,8 +37,12 @@ class Outcome:
         self._exit: Exit | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a verdict."""
+        """Count a verdict, and what servers left behind."""
         properties = dict(report.user_properties)
+        for name, problem in report.user_properties:
+            if name == SHUTDOWN:
+                self._counts["error"] += 1
+                self._troubles["error", str(problem)].append(SHUTDOWN)
         verdict = properties.get("verdict")
         if not isinstance(verdict, str):
             return
@@ -57,6 +62,8 @@ class Outcome:
         status = Exit(int(exitstatus))
         if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
             status = Exit.SERVER
+        elif status is Exit.PASSED and self._counts["error"]:
+            status = Exit.FAILED  # no test is to blame for how a server ended
         elif status is Exit.PASSED and self._strict and self._counts["not_applicable"]:
             status = Exit.FAILED
         elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._counts["pass"]):

@@ -173,11 +173,14 @@ class MatrixSession:
                     self._say(f"{cell.id}: warning: {changed}")
             yield served
         finally:
-            running.stop()
+            left = running.stop()
             kept = wait_until_free(cell.gpus, FREE_SECONDS)
             if kept:
                 self._say(f"{cell.id}: {kept}")
                 self._record("shutdown", cell=cell.id, problem=kept)
+            if left:
+                self._say(f"{cell.id}: {left}")
+                self._verdicts.left(cell.id, left)
 
     def bind(self, item: pytest.Item, instance: Any, served: ServedCell) -> None:
         """Give a suite's instance its server, its limits and its reporter.
@@ -193,7 +196,10 @@ class MatrixSession:
         instance.reporter = self._verdicts.reporter(item)
         instance.hellaswag_path = self.options.hellaswag
         instance.hellaswag_packaged = served.simulated
-        for name, value in configs.attributes(served.planned.config).items():
+        config = served.planned.config
+        # what somebody else started may have been started otherwise
+        own = {} if self.options.base_url else configs.required(config)
+        for name, value in {**own, **configs.attributes(config)}.items():
             setattr(instance, name, value)
         held_to = self._held_to(served.planned)
         for name, value in held_to.attributes().items() if held_to else ():

@@ -17,6 +17,8 @@ from servematrix.terminal import MOST, shown
 
 SERVED = pytest.StashKey[ServedCell]()
 """The server that a test was given."""
+SHUTDOWN = "shutdown"
+"""Stands for kit and test in the verdict on a server's end, and names it in a report."""
 _REPORTER = pytest.StashKey[Reporter]()
 
 
@@ -26,6 +28,7 @@ class Verdicts:
     def __init__(self, records: Run) -> None:
         self._records = records
         self._told: set[str] = set()
+        self._left: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -36,7 +39,18 @@ class Verdicts:
         ended = report.when == "call" or (report.when == "setup" and not report.passed)
         if ended and suite_of(getattr(item, "cls", None)) is not None:
             self._conclude(item, call, report)
+        report.user_properties += [(SHUTDOWN, problem) for problem in self._left]
+        self._left.clear()
         return report
+
+    def left(self, cell: str, problem: str) -> None:
+        """Conclude that the server of a cell ended badly.
+
+        The next report carries it: between two cells that is one of the other cell's.
+        """
+        verdict = Verdict("error", "nothing outlives a server", problem)
+        Reporter(self._records, cell, SHUTDOWN).verdict(SHUTDOWN, "", verdict)
+        self._left.append(problem)
 
     def _conclude(
         self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport

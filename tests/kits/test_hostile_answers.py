@@ -33,6 +33,7 @@ from servematrix.kits.base import Kit
 
 SMALL: dict[str, Any] = {
     "scheduler_stress_long_prompt_tokens": 256,
+    "scheduler_stress_requests": 20,
     "spec_decoding_tokens": 64,
     "decode_consistency_prompts": {"1": 1, "3": 3},
     "decode_consistency_tokens": 208,

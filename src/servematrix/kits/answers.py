@@ -163,6 +163,7 @@ class Settings(Answer):
     kv_cache_dtype: Name | None = None
     speculative_algorithm: Name | None = None
     decode_log_interval: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    dp_size: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class Generated(Answer):

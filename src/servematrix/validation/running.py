@@ -232,4 +232,4 @@ def guarded_run(command: Sequence[str], output: Path) -> tuple[bool, str]:
                 guard.terminate()
                 guard.wait()
     ending, _ = guard.communicate()
-    return whole, ending.strip()
+    return whole, ending.partition("\n")[0].strip()
