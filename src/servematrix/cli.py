@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix import config as configs
@@ -27,7 +26,7 @@ from servematrix.faults import command as faulting
 from servematrix.records import RecordsError
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
-from servematrix.terminal import shown
+from servematrix.terminal import console, shown
 from servematrix.validation import command as validation
 
 
@@ -127,7 +126,7 @@ def _list(options: argparse.Namespace) -> Exit:
             _needs(item),
             item.description,
         )
-    Console(markup=False, emoji=False).print(table)
+    console().print(table)
     return Exit.PASSED
 
 

@@ -9,6 +9,10 @@ imports this too.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST = 4000
 """Characters of one message; a verdict's reason has some hundred."""
@@ -37,6 +41,19 @@ def shown(text: str, most: int | None = None) -> str:
 def line(text: str, most: int | None = MOST) -> str:
     r"""Return a text as one line: as `shown`, and breaks are escaped too."""
     return shown(text, most).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def console(*, width: int | None = None, at_least: int = 0) -> Console:
+    """Return a console for tables, on standard output, that takes no text for markup or emoji.
+
+    Its columns are `width` where that is given, else those of the terminal or `at_least` so many.
+    """
+    from rich.console import Console  # which takes longer than a guard may
+
+    plain = Console(width=width, markup=False, emoji=False, highlight=False)
+    if width is None and plain.width < at_least:
+        plain.width = at_least
+    return plain
 
 
 def markdown(text: str) -> str:

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix.compare.differences import Row
 from servematrix.exit_codes import Exit
 from servematrix.records import plain as json_able
+from servematrix.terminal import console
 from servematrix.terminal import line as one_line
 from servematrix.terminal import markdown as cell
 
@@ -53,7 +53,7 @@ def plain(rows: Sequence[Row], sides: Mapping[str, str]) -> None:
         table.add_column(heading, justify="left" if heading in _WORDS else "right", no_wrap=True)
     for line in lines:
         table.add_row(*map(one_line, line.values()))
-    Console(width=max(Console().width, _WIDE), markup=False, emoji=False).print(table)
+    console(at_least=_WIDE).print(table)
     cells = {row.cell for row in rows}
     for row in rows:
         if row.verdict.outcome in _EXPLAINED:

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix.exit_codes import Exit
+from servematrix.terminal import console
 from servematrix.terminal import line as one_line
 from servematrix.terminal import markdown as cell
 from servematrix.validation.kept import KEY_NUMBERS, Row, State
@@ -77,7 +77,7 @@ def plain(rows: Sequence[Row]) -> None:
         texts = {heading: one_line(text) for heading, text in line.items()}
         fails = {name: _stacked(texts[name]) for name in ("must fail", "did fail")}
         table.add_row(*(texts | fails).values())
-    Console(width=max(Console().width, _WIDE), markup=False, emoji=False).print(table)
+    console(at_least=_WIDE).print(table)
     for row in rows:
         for told, reason in _reasons(row):
             print(one_line(f"{row.server.name}: {told}: {reason}"))
