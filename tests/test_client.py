@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from servematrix import transport
 from servematrix.client import (
@@ -16,7 +20,7 @@ from servematrix.client import (
     TimedOut,
     Unreachable,
 )
-from wire import answering, dribbled, silent, streaming
+from wire import Wire, answering, dribbled, silent, streaming
 
 
 def stream(url: str, **options) -> list[bytes]:
@@ -302,3 +306,46 @@ def test_a_stream_that_stalls_ends_by_its_deadline(wire):
     assert next(events).raw == A
     with pytest.raises(TimedOut):
         next(events)
+
+
+@pytest.fixture(scope="module")
+def chunks() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that streams the pieces of a list, which examples fill anew."""
+    pieces: list[bytes] = []
+    server = Wire(lambda connection, wire: streaming(*pieces)(connection, wire))
+    yield server.url, pieces
+    server.close()
+
+
+@given(
+    data=st.data(),
+    content=st.one_of(
+        st.lists(st.sampled_from((A, B, DONE, b"\n", b"\r\n\r\n", b"data: ")), max_size=8),
+        st.lists(st.binary(max_size=30), max_size=8),
+    ).map(b"".join),
+)
+def test_no_byte_of_a_stream_is_lost_however_it_is_cut(chunks, data, content):
+    url, pieces = chunks
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=6)))
+    ends = zip([0, *cuts], [*cuts, len(content)], strict=True)
+    # an empty chunk would be the last one
+    pieces[:] = [content[start:end] for start, end in ends if start < end]
+    events = stream(url)
+    assert b"".join(events) == content
+    assert all(event.endswith(b"\n\n") for event in events[:-1])
+    assert all(event.find(b"\n\n") in (-1, len(event) - 2) for event in events)
+
+
+@given(data=st.data(), content=st.binary(max_size=60))
+def test_any_bytes_in_place_of_an_answer_are_an_answer_or_a_clear_error(data, content):
+    head = data.draw(st.sampled_from((b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n")))
+
+    def behave(connection: socket.socket, wire: Wire) -> None:
+        wire.read(connection)
+        connection.sendall(head + content)
+
+    server = Wire(behave)
+    for ask in (lambda: stream(server.url), lambda: Client(server.url).server_info()):
+        with contextlib.suppress(ClientError):
+            ask()
+    server.close()

@@ -141,10 +141,15 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
 
 def attached(folder: Path, path: str) -> Any:
     """The content of a file that a record points to, gzipped where its name ends in `.gz`."""
+    return content(beside(folder, path))
+
+
+def beside(folder: Path, path: str) -> Path:
+    """The file that a record points to; RecordsError where it is not one of its run."""
     file = folder / path
     if not file.resolve().is_relative_to(folder.resolve()):
         raise RecordsError(f"{folder / FILE}: points to {path!r}, which is not of this run")
-    return content(file)
+    return file
 
 
 def content(file: Path) -> Any:

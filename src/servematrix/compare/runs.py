@@ -87,7 +87,7 @@ def _cell(
     measurements: Sequence[Mapping[str, Any]],
 ) -> Cell:
     files = [
-        folder / one["path"]
+        records.beside(folder, one["path"])
         for one in measurements
         if one["cell"] == name and (one["kit"], one["name"]) == _ITEMS and "path" in one
     ]
