@@ -22,6 +22,8 @@ from servematrix.client import (
     Unreachable,
 )
 from servematrix.deadlines import Adapter
+from servematrix.gates import stream as gate
+from servematrix.kits.long_request import latency
 from wire import Behaviour, Wire, answering, dribbled, flooding, streaming
 
 CERTIFICATE = Path(__file__).parent / "data" / "tls_server.pem"
@@ -86,6 +88,19 @@ def test_a_server_that_reads_nothing_ends_by_the_deadline(wire):
     start = time.monotonic()
     with pytest.raises(TimedOut):
         Client(server.url, timeout=0.3).generate("x" * 30_000_000, max_new_tokens=1)
+    assert time.monotonic() - start < 5
+
+
+def test_sending_on_a_kept_connection_ends_by_the_deadline_of_its_call(wire):
+    def behave(connection, wire):
+        answering(b"{}", times=1)(connection, wire)
+        wire.released.wait(10)
+
+    client = Client(wire(behave).url, timeout=30)
+    client.server_info()
+    start = time.monotonic()
+    with pytest.raises(TimedOut):
+        client.generate("x" * 30_000_000, max_new_tokens=1, timeout=0.3)
     assert time.monotonic() - start < 5
 
 
@@ -235,6 +250,28 @@ def test_more_events_than_tokens_end_a_stream(wire):
 def test_an_event_is_bounded(wire, piece):
     with pytest.raises(MalformedAnswer, match="an event over 3000 bytes"):
         ask(wire(streaming(piece)).url, True, max_body=3000)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"meta_info": {"completion_tokens": 999999999}}\n\n',
+        b'data: {"meta_info": {"completion_tokens": %s}}\n\n' % (b"9" * 1900),
+        b'data: {"a": ' + b"[" * 100_000 + b"\n\n",
+        b'data: {"meta_info": {"completion_tokens": -1}}\n\n',
+        b"data: \xff\xfe\n\n",
+    ],
+    ids=["leap", "digits", "deep", "negative", "no UTF-8"],
+)
+def test_an_event_without_a_plausible_count_gives_no_latency(wire, event):
+    url = wire(streaming(EVENT, event, b"data: [DONE]\n\n")).url
+    with pytest.raises(MalformedAnswer, match="streamed event"):
+        latency(Client(url), "hi", 4, 10.0)
+
+
+def test_a_deep_event_is_a_fault_of_the_stream():
+    deep = b'data: {"text": ' + b"[" * 100_000 + b"\n\n"
+    assert "event 2 is not JSON" in (gate.unframe([EVENT, deep]).fault or "")
 
 
 def test_a_stream_is_whole_or_an_error(wire):
