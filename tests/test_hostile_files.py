@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from malforming import WRONG_VALUES
@@ -150,8 +150,8 @@ def test_toml_at_its_limits(text):
 @given(st.data())
 def test_a_change_is_made_or_refused(data):
     config = configs.load(ROOT / "configs", "baseline")
-    key = data.draw(st.sampled_from(("gates", "arguments.x", "suites", "model.path", "")))
-    key += data.draw(st.text(max_size=6))
+    keys = ("gates", "arguments", "arguments.x", "environment", "suites", "model.path", "")
+    key = data.draw(st.sampled_from(keys)) + data.draw(st.just("") | st.text(max_size=6))
     value = data.draw(TOML.map(toml) | st.text(max_size=8))
     change = [f"{key}={value}"]
     told = refusal(ConfigError, lambda: configs.resolve(config, {}, Place("sglang"), change))
@@ -243,6 +243,8 @@ def test_records_at_the_limits_of_json(tmp_path, line):
 
 
 @given(JSON)
+@example("\ud800")
+@example({"\udfff": ["\ud800\u2028\x1b"]})
 def test_what_is_recorded_is_read_back(value):
     with folder() as root:
         made = records.Run.create(root, "x")

@@ -148,6 +148,9 @@ def test_a_run_against_a_loud_server_shows_what_it_said(wire, matrix, tmp_path):
         assert place in printed, place
     lines = (tmp_path / "results" / "latest" / records.FILE).read_bytes().splitlines()
     assert max(map(len, lines)) < 20_000
+    (cell,) = (one for one in map(json.loads, lines) if one["kind"] == "cell")
+    assert cell["model"] == terminal.line(LOUD)
+    assert cell["versions"] == {"sglang": terminal.line(LOUD)}
     assert sum(json.loads(line)["kind"] == "verdict" for line in lines) > 20
 
 

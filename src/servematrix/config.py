@@ -405,10 +405,12 @@ def resolve(
             raw = _merged(raw, patch)
     for change in changes:
         raw = _merged(raw, _assignment(change))
-    for table in ("arguments", "environment"):
-        raw[table] = {key: _filled(value, axis) for key, value in raw.get(table, {}).items()}
-    raw["suites"] = [_filled(suite, axis) for suite in raw["suites"]]
     where = f"--set {' --set '.join(changes)}" if changes else f"configuration {config.name}"
+    # what a change made of the tables is not known before
+    whole = checked(Configuration, raw, where)
+    for table in ("arguments", "environment"):
+        raw[table] = {key: _filled(value, axis) for key, value in getattr(whole, table).items()}
+    raw["suites"] = [_filled(suite, axis) for suite in whole.suites]
     return checked(Configuration, raw, where)
 
 

@@ -79,12 +79,12 @@ class Verdicts:
             reporter.verdict(_kit_of(item), "", verdict)
             if report.passed:
                 report.outcome = "failed"
-                report.longrepr = shown(f"{verdict.outcome}: {verdict.reason}")
+                report.longrepr = f"{verdict.outcome}: {verdict.reason}"
             elif report.failed and (told := shown(text := str(report.longrepr))) != text:
                 report.longrepr = told  # without its colours, and without what it quotes
         elif report.failed:
             # a verdict speaks for itself; where in the kit it was raised tells nobody anything
-            report.longrepr = shown(f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}")
+            report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
         failed = death is not None or isinstance(error, ServerFailed)
         real = served is None or not served.simulated
         report.user_properties += [
