@@ -200,7 +200,7 @@ def test_what_else_is_no_baseline_is_told(
         (4, [*runs, "--alpha", "0.7"], "--alpha 0.7"),
         (4, [*runs, "--repeats", "3"], "leave one out"),
         (4, [*runs, "/no/such/run"], "/no/such/run: no run"),
-        (4, [*runs, str(damaged(tmp_path / "damaged"))], "not as a run writes them"),
+        (4, [*runs, str(damaged(tmp_path / "damaged"))], "not the records of a run"),
     ):
         assert calibrate(tmp_path, *arguments) == status, told
         assert told in capsys.readouterr().err

@@ -133,8 +133,8 @@ def _value(text: str) -> Any:
     """What stands behind the `=`: TOML, else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    except (ValueError, RecursionError):
+        return text  # also what TOML reads and Python cannot hold
 
 
 def _leaves(key: str, value: object, every: bool = False) -> Iterator[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix import config as configs
@@ -29,6 +28,7 @@ from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
+from servematrix.terminal import console, shown
 from servematrix.validation import command as validation
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: Exit = options.command(options)
     except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
-        print(f"servematrix: {_secrets(options).redact(str(problem))}", file=sys.stderr)
+        print(f"servematrix: {shown(_secrets(options).redact(str(problem)))}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
         # the reader of a pipe left early; Python would complain once more at exit
@@ -137,7 +137,7 @@ def _list(options: argparse.Namespace) -> Exit:
             _needs(item),
             item.description,
         )
-    Console().print(table)
+    console().print(table)
     return Exit.PASSED
 
 

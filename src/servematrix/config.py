@@ -390,7 +390,7 @@ def load(directory: Path, name: str) -> Configuration:
         )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if "name" in raw:
         raise ConfigError(f"{path}: key 'name': leave it out, the file's name is the name")
@@ -429,14 +429,13 @@ def resolve(
             raw = _merged(raw, parsed(change))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    where = " ".join(f"--set {told(change)}" for change in changes)
+    where = where or f"configuration {config.name}"
+    # what a change made of the tables is not known before
+    whole = checked(Configuration, raw, where)
     for table in ("arguments", "environment"):
-        values = raw.get(table, {})
-        if isinstance(values, Mapping):
-            raw[table] = {key: _filled(value, axis) for key, value in values.items()}
-    if isinstance(raw["suites"], list):
-        raw["suites"] = [_filled(suite, axis) for suite in raw["suites"]]
-    shown = " ".join(f"--set {told(change)}" for change in changes)
-    where = shown or f"configuration {config.name}"
+        raw[table] = {key: _filled(value, axis) for key, value in getattr(whole, table).items()}
+    raw["suites"] = [_filled(suite, axis) for suite in whole.suites]
     return checked(Configuration, raw, where)
 
 

@@ -80,7 +80,8 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, however its writer ends."""
     part = path.with_name(path.name + _PART)
     try:
-        part.write_text(text, encoding="utf-8")
+        # a lone surrogate, which UTF-8 lacks, as JSON writes it
+        part.write_bytes(text.encode(errors="backslashreplace"))
         part.replace(path)
     except OSError:
         with suppress(OSError):

@@ -16,7 +16,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,25 @@ from servematrix.redaction import Secrets
 SCHEMA = 1
 FILE = "records.jsonl"
 _LONGEST_NAME = 80
+
+
+_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "run": {"engine": str, "simulated": bool, "gpus": list},
+    "cell": {
+        "cell": str,
+        "configuration": dict,
+        "gpus": list,
+        "versions": dict,
+        "model": str,
+        "simulated": bool,
+        "startup_seconds": (int, float),
+    },
+    "measurement": {"cell": str, "kit": str, "name": str, "path": str},
+    "verdict": dict.fromkeys(("cell", "kit", "test", "verdict", "rule", "reason"), str)
+    | {"numbers": dict},
+    "end": {"exit_code": int},
+}
+"""Of what readers use in each kind of record, where it is there."""
 
 
 class RecordsError(Exception):
@@ -91,7 +111,8 @@ class Run:
             with self._path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 _cut_torn_end(file.fileno())
-                self._append(file.fileno(), line.encode())
+                # a lone surrogate, which UTF-8 lacks, as JSON writes it
+                self._append(file.fileno(), line.encode(errors="backslashreplace"))
                 os.fsync(file.fileno())
         except OSError as error:
             raise RecordsError(
@@ -213,13 +234,26 @@ def attached(folder: Path, path: str) -> Any:
         raise RecordsError(f"cannot read {folder / path}: {error}") from error
 
 
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Turn what a reader trips over in somebody else's records into a RecordsError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordsError(f"{folder / FILE}: not the records of a run: {what}") from error
+
+
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RecordsError(f"{path}, line {number}: not JSON: {error}") from error
-    if not isinstance(record, dict) or "kind" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         raise RecordsError(f"{path}, line {number}: not a record (no key 'kind')")
+    for key, kind in _TYPES.get(record["kind"], {}).items():
+        if key in record and not isinstance(record[key], kind):
+            raise RecordsError(f"{path}, line {number}: key {key!r} is {record[key]!r:.80}")
     if number == 1:
         schema = record.get("schema")
         if record["kind"] != "run" or not isinstance(schema, int):

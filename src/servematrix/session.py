@@ -27,6 +27,7 @@ from servematrix.redaction import Secrets
 from servematrix.reporter import give_up
 from servematrix.served import ServedCell
 from servematrix.suite import suite_of
+from servematrix.terminal import shown
 from servematrix.verdicts import SERVED, Verdicts
 
 FREE_SECONDS = 30.0
@@ -208,7 +209,7 @@ class MatrixSession:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.ensure_newline()
-            reporter.write_line(f"servematrix: {line}")
+            reporter.write_line(f"servematrix: {shown(line)}")
 
     def _record_cell(self, served: ServedCell, launch: Launch, differences: list[str]) -> None:
         planned = served.planned
@@ -287,7 +288,7 @@ def _baselines(config: pytest.Config, plan: run.Plan, secrets: Secrets) -> dict[
 
 
 def _told(baseline: Found | str) -> str:
-    return baseline if isinstance(baseline, str) else baseline.described()
+    return shown(baseline if isinstance(baseline, str) else baseline.described())
 
 
 def _whole(config: pytest.Config) -> bool:

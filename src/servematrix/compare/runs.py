@@ -61,11 +61,8 @@ class Run:
 def read(folder: Path) -> Run:
     """Read a run's folder; RecordsError where there is none, or it is no run of a matrix."""
     found = records.standing(records.read(folder))
-    try:
+    with records.as_written(folder):
         return _run(folder, found)
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise RecordsError(f"{folder / records.FILE}: not the records of a run: {what}") from error
 
 
 def _run(folder: Path, found: Sequence[Mapping[str, Any]]) -> Run:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from servematrix.redaction import spellings
+from servematrix.terminal import shown
 
 SHORTEST_CUT_SECRET = 4
 """Bytes of a secret's beginning that are taken out when the output ends within it."""
@@ -149,7 +150,10 @@ class BoundedLog:
 
 
 def last_lines(path: Path, lines: int, window: int = 65536) -> str:
-    """Return the last lines of a file, at most `window` bytes; empty where there is no file."""
+    """Return the last lines of a file, at most `window` bytes; empty where there is no file.
+
+    They are for people: what a terminal would obey is escaped.
+    """
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -157,4 +161,4 @@ def last_lines(path: Path, lines: int, window: int = 65536) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return shown("\n".join(text.splitlines()[-lines:]))

@@ -24,6 +24,7 @@ from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.engines.guard import for_server, guarded
 from servematrix.engines.log import last_lines
 from servematrix.redaction import is_secret
+from servematrix.terminal import line
 
 POLL_SECONDS = 0.05
 STOP_GRACE_SECONDS = 3.0
@@ -31,6 +32,7 @@ STOP_GRACE_SECONDS = 3.0
 STOP_SECONDS = 8.0
 """For the guard to end the server and itself; it needs at most the grace and two seconds."""
 INFO_SECONDS = 10.0
+LONGEST_VERSION = 80
 WORTH_TELLING = 2**20
 """Bytes of kept shared memory from which a server is told of; SGLang 0.5.16 keeps 16 KiB."""
 
@@ -227,7 +229,7 @@ def reported_versions(base_url: str, api_key_env: str | None) -> dict[str, str]:
         return {}
     version = info.get("version")
     name = "reference" if info.get("device") == "simulated" else "sglang"
-    return {name: version} if isinstance(version, str) else {}
+    return {name: line(version, LONGEST_VERSION)} if isinstance(version, str) else {}
 
 
 def _what_went_wrong(

@@ -23,6 +23,7 @@ from servematrix.gates.proportions import ALPHA
 from servematrix.gates.throughput import FEWEST_RUNS
 from servematrix.interrupts import end_in_good_order
 from servematrix.records import RecordsError
+from servematrix.terminal import shown
 from servematrix.validation.running import Command, guarded_run
 
 _START_SECONDS: Final = 6.0
@@ -167,4 +168,4 @@ def _cores() -> int:
 
 
 def _say(line: str) -> None:
-    print(f"servematrix: {line}", file=sys.stderr, flush=True)
+    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

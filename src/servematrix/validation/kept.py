@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from servematrix import config as configs
 from servematrix import outside, records
+from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
 from servematrix.folders import LOCK
 from servematrix.records import RecordsError
@@ -148,6 +149,8 @@ def _entry(file: Path) -> _Entry:
     try:
         raw = json.loads(outside.content(outside.within(file.parent, file.name)))
         return configs.checked(_Entry, raw, str(file))
+    except ConfigError as error:
+        raise RecordsError(str(error)) from error
     except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
         raise RecordsError(f"cannot read {file}: {error}") from error
 
@@ -161,6 +164,11 @@ def _row(entry: _Entry, folder: Path) -> Row:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for record in records.standing(records.read(folder)):
         kinds.setdefault(record["kind"], []).append(record)
+    with records.as_written(folder):
+        return _judged(server, kinds)
+
+
+def _judged(server: KnownServer, kinds: Mapping[str, Sequence[dict[str, Any]]]) -> Row:
     run, cells = kinds["run"][0], kinds.get("cell", [])
     verdicts = kinds.get("verdict", [])
     findings = [Finding(v["kit"], v["test"], v["verdict"], v["reason"]) for v in verdicts]
