@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from servematrix import baselines, provenance, run
+from servematrix import baselines, run
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
 from servematrix.interrupts import end_in_good_order
-from servematrix.outcome import Outcome
+from servematrix.recording import Recording
 from servematrix.records import RecordsError, Run
 from servematrix.reporter import give_up
 from servematrix.served import ServedCell
@@ -44,7 +44,12 @@ class MatrixSession:
         self._suites_met: set[str] = set()
         end_in_good_order()
         self._check_workers()
-        self._records = None if config.option.collectonly else self._open_records()
+        hidden = [*self.plan.secrets(), *([self._api_key] if self._api_key else [])]
+        found = {cell: one for cell, one in self._baselines.items() if isinstance(one, Found)}
+        held_to = {cell: one.record() for cell, one in found.items()}
+        recording = Recording(config, self.plan, held_to, hidden)
+        config.pluginmanager.register(recording)
+        self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
             self._verdicts = Verdicts(self._records)
             config.pluginmanager.register(self._verdicts)
@@ -54,26 +59,6 @@ class MatrixSession:
         """The records of this run; a run that only collects has none."""
         assert self._records is not None, "nothing is run"
         return self._records
-
-    def _open_records(self) -> Run:
-        config = self._config
-        hidden = [*self.plan.secrets(), *([self._api_key] if self._api_key else [])]
-        worker: dict[str, Any] | None = getattr(config, "workerinput", None)
-        if worker is not None:
-            return Run(Path(worker["servematrix_run"]), hidden)
-        label = "+".join(self.options.selections)
-        records = Run.create(Path(config.option.results), label, hidden)
-        records.write(
-            "run", **provenance.header(self.plan, config.rootpath, provenance.command_line())
-        )
-        strict = bool(config.getini("strict"))  # pytest's own --strict
-        config.pluginmanager.register(Outcome(records, self.plan, strict=strict))
-        return records
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """Tell an xdist worker which run it works for."""
-        node.workerinput["servematrix_run"] = str(self.records.folder.resolve())
 
     def _check_workers(self) -> None:
         """Under pytest-xdist each cell stays on one worker, and the workers share nothing."""
@@ -148,7 +133,7 @@ class MatrixSession:
             pytest.skip(cell.unfit)
         launch = cell.launch(
             self.options,
-            log=self.records.folder / f"{cell.slug}.log",
+            log=self.records.unused(cell.slug, ".log"),
             deadline=self.plan.start_deadline,
         )
         try:
@@ -159,6 +144,9 @@ class MatrixSession:
         try:
             served = ServedCell(cell, running, self._api_key)
             differences = served.differences() if self.options.base_url else []
+            another = self._kept.another(cell.id, served.answers)
+            if another:
+                pytest.exit(another, returncode=Exit.USAGE)
             self._record_cell(served, launch, differences)
             if differences:
                 told = f"{running.base_url} is not as configured: {'; '.join(differences)}"

@@ -49,7 +49,8 @@ class Verdicts:
         The next report carries it: between two cells that is one of the other cell's.
         """
         verdict = Verdict("error", "nothing outlives a server", problem)
-        Reporter(self._records, cell, SHUTDOWN).verdict(SHUTDOWN, "", verdict)
+        nodeid = f"{SHUTDOWN}[{cell}]"
+        Reporter(self._records, cell, SHUTDOWN, nodeid).verdict(SHUTDOWN, "", verdict)
         self._left.append(problem)
 
     def _conclude(
@@ -86,6 +87,8 @@ class Verdicts:
             # a verdict speaks for itself; where in the kit it was raised tells nobody anything
             report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
         failed = death is not None or isinstance(error, ServerFailed)
+        if failed and not again:
+            reporter.death(death or failure)
         real = served is None or not served.simulated
         report.user_properties += [
             ("cell", _cell_of(item)),
@@ -108,7 +111,9 @@ class Verdicts:
     def reporter(self, item: pytest.Item) -> Reporter:
         """What the kit of this test reports to."""
         if _REPORTER not in item.stash:
-            item.stash[_REPORTER] = Reporter(self._records, _cell_of(item), _test_of(item))
+            item.stash[_REPORTER] = Reporter(
+                self._records, _cell_of(item), _test_of(item), item.nodeid
+            )
         return item.stash[_REPORTER]
 
 

@@ -142,3 +142,10 @@ def test_a_largest_batch_that_cannot_be_is_not_asked_for(run, server, largest):
 def test_states_that_tell_nothing_limit_no_batch(run, server, states):
     server.info["internal_states"] = states
     assert "eager_passes_at_5" in run().verdict.numbers
+
+
+def test_a_server_that_was_started_with_metrics_must_count(run, server):
+    server.status = {"metrics_text": 404}
+    ran = run(cuda_graph_required=True)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "although the server was started with --enable-metrics" in ran.verdict.reason

@@ -69,4 +69,8 @@ def _mapped(pid: int) -> set[Path]:
 
 
 def _opened(pid: int) -> set[Path]:
-    return {link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()}
+    found: set[Path] = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile; so is the one that lists them
+            found.add(link.readlink())
+    return found

@@ -45,8 +45,9 @@ def programs(matrix: Matrix) -> None:
 
     In the latter `fault` is `none`, `caught` says whether there was an alarm.
     """
-    for entry in matrix.entries.values():
-        print(json.dumps(asdict(entry), ensure_ascii=False))
+    for fault in matrix.faults:
+        for kit in CATCHERS:
+            print(json.dumps(asdict(matrix.entries[fault, kit]), ensure_ascii=False))
     for kit in KITS:
         alarms = [one for one in matrix.healthy.alarms if f": {kit}." in one]
         row = {"fault": _NONE, "kit": kit, "caught": bool(alarms), "alarms": alarms}

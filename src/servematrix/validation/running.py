@@ -195,7 +195,7 @@ def _run(one: Prepared, folder: Path) -> bool:
     """Run one server to its end and keep its records; False where a person interrupted it."""
     runs = folder / "run"
     whole, ending = guarded_run([*one.command, "--results", str(runs)], folder / OUTPUT)
-    found = [path for path in runs.glob("*") if not path.is_symlink()]
+    found = [path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()]
     try:
         if not found:
             raise RecordsError("it left no records")
