@@ -81,7 +81,7 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(path.name + _PART)
     try:
         # a lone surrogate, which UTF-8 lacks, as JSON writes it
-        part.write_bytes(text.encode(errors="backslashreplace"))
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(path)
     except OSError:
         with suppress(OSError):

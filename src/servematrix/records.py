@@ -44,6 +44,7 @@ _TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "measurement": {"cell": str, "kit": str, "name": str, "path": str},
     "verdict": dict.fromkeys(("cell", "kit", "test", "verdict", "rule", "reason"), str)
     | {"numbers": dict},
+    "resume": {"again": list},
     "end": {"exit_code": int},
 }
 """Of what readers use in each kind of record, where it is there."""
@@ -215,7 +216,7 @@ def standing(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for record in found:
         if record["kind"] == "resume":
-            again = set(record["again"])
+            again = set(map(str, record.get("again", ())))
             kept = [
                 one for one in kept if one["kind"] != "verdict" or one.get("nodeid") not in again
             ]

@@ -149,6 +149,11 @@ def take_up(folder: Path, header: Record, hidden: Secrets) -> tuple[Run, Kept]:
 
 def read(folder: Path, header: Record, hidden: Secrets) -> Kept:
     """What stands of a broken run, without touching it; raises as `take_up`."""
+    with records.as_written(folder):
+        return _read(folder, header, hidden)
+
+
+def _read(folder: Path, header: Record, hidden: Sequence[str]) -> Kept:
     torn = records.is_torn(folder)
     found = records.standing(records.read(folder))
     _check_broken(folder, found)

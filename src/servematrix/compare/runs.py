@@ -60,8 +60,8 @@ class Run:
 
 def read(folder: Path) -> Run:
     """Read a run's folder; RecordsError where there is none, or it is no run of a matrix."""
-    found = records.standing(records.read(folder))
     with records.as_written(folder):
+        found = records.standing(records.read(folder))
         return _run(folder, found)
 
 
