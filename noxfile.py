@@ -7,6 +7,7 @@ SGLang. A server lives in an environment of its own and is met over HTTP only.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def in_harness(session: nox.Session, *command: str) -> None:
     python = Path(session.cache_dir).parent / "harness" / "bin" / "python"
     # time to stop the servers and to say what was measured, when a person or CI gives up
     grace = {"interrupt_timeout": 20.0, "terminate_timeout": 20.0}
-    session.run(str(python), "-m", *command, external=True, **grace)
+    # so that what starts after the end of nox, however nox ended, sees that
+    end = {"SERVEMATRIX_NOX": str(os.getpid())}
+    session.run(str(python), "-m", *command, external=True, env=end, **grace)
 
 
 def serve(session: nox.Session, configuration: str) -> None:
@@ -90,6 +93,13 @@ def calibrate(session: nox.Session) -> None:
 def compare(session: nox.Session) -> None:
     """Two runs side by side, or two servers measured in turn."""
     in_harness(session, "servematrix", "compare", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def faults(session: nox.Session) -> None:
+    """Would the kits notice a bug? Every fault of the embedded server against every kit."""
+    kept = ("--against", "docs/faults/matrix.jsonl")
+    in_harness(session, "servematrix", "faults", "--run", *kept, *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["harness"])

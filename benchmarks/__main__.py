@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from benchmarks import accuracy_gates, occupancy_gates
+from benchmarks import accuracy_gates, occupancy_gates, survival
 from rich.console import Console
 from rich.table import Table
 
@@ -215,6 +215,12 @@ def gates() -> Iterator[Figure]:
             yield Figure(*row)
 
 
+def survived() -> Iterator[Figure]:
+    """What runs leave that are killed at random moments; takes some twenty minutes."""
+    for row in survival.figures():
+        yield Figure(*row)
+
+
 SECTIONS = {
     "start": start,
     "stage_a": stage_a,
@@ -222,13 +228,16 @@ SECTIONS = {
     "scrape": scrape,
     "collection": collection,
     "gates": gates,
+    "survival": survived,
 }
+ON_REQUEST = {"survival"}
+"""Sections that are measured only where they are named: they take long."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
     parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], metavar="NAME")
-    chosen = parser.parse_args().sections or list(SECTIONS)
+    chosen = parser.parse_args().sections or [name for name in SECTIONS if name not in ON_REQUEST]
     memory = psutil.virtual_memory().total / 2**30
     machine = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, Python"
     table = Table(title=f"servematrix on {machine} {platform.python_version()}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from servematrix.records import FILE, SCHEMA, RecordsError, Run, read
+from servematrix.records import FILE, SCHEMA, RecordsError, Run, is_torn, read, standing
 from servematrix.redaction import Secrets
 
 
@@ -35,6 +35,9 @@ def test_latest_points_to_the_run_started_last(tmp_path: Path) -> None:
     first = Run.create(tmp_path, "a")
     second = Run.create(tmp_path, "b(c=1)")
     assert first.folder != second.folder
+    first.become_latest()
+    assert (tmp_path / "latest").resolve() == first.folder.resolve()
+    second.become_latest()
     assert (tmp_path / "latest").resolve() == second.folder.resolve()
 
 
@@ -117,6 +120,43 @@ def test_what_is_not_a_run_is_refused(tmp_path: Path, text: str, message: str) -
     (tmp_path / FILE).write_text(text)
     with pytest.raises(RecordsError, match=message):
         list(read(tmp_path))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 8, 30])
+def test_a_line_that_was_cut_off_is_no_record_and_others_follow(run: Run, cut: int) -> None:
+    run.write("verdict", verdict="pass")
+    run.write("verdict", verdict="fail", reason="ä" * 40)
+    path = run.folder / FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert is_torn(run.folder)
+    assert [record.get("verdict") for record in read(run.folder)] == [None, "pass"]
+    run.write("end", exit_code=0)
+    assert not is_torn(run.folder)
+    assert [record["kind"] for record in read(run.folder)] == ["run", "verdict", "end"]
+
+
+def test_a_long_line_that_was_cut_off_is_taken_away_whole(run: Run) -> None:
+    path = run.folder / FILE
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"kind": "' + b"x" * 200_000)
+    run.write("end")
+    assert path.read_bytes().startswith(before + b'{"kind": "end"')
+
+
+def test_a_run_cut_off_in_its_first_line_has_no_start(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b'{"kind": "run", "sch')
+    with pytest.raises(RecordsError, match="empty, not the start of a run"):
+        list(read(tmp_path))
+
+
+def test_verdicts_that_were_reached_again_give_way(run: Run) -> None:
+    for nodeid, outcome in (("t1", "error"), ("t2", "pass")):
+        run.write("verdict", nodeid=nodeid, verdict=outcome)
+    run.write("resume", again=["t1"])
+    run.write("verdict", nodeid="t1", verdict="pass")
+    verdicts = [one for one in standing(read(run.folder)) if one["kind"] == "verdict"]
+    assert [(one["nodeid"], one["verdict"]) for one in verdicts] == [("t2", "pass"), ("t1", "pass")]
 
 
 def test_a_folder_without_records(tmp_path: Path) -> None:

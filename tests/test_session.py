@@ -179,6 +179,7 @@ def test_a_server_that_dies_ends_its_cell_at_once(run) -> None:
     verdicts = recorded("verdict")
     assert [verdict["verdict"] for verdict in verdicts] == ["pass", "fail", "error"]
     assert "SIGKILL" in verdicts[2]["reason"]
+    assert "SIGKILL" in recorded("death")[0]["reason"]
 
 
 def test_a_server_that_dies_in_its_last_test_is_told(run) -> None:
@@ -407,3 +408,28 @@ def test_nothing_is_left_running(run) -> None:
         if process.info["cwd"] == mine and process.pid != os.getpid()
     ]
     assert left == []
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_what_a_server_keeps_is_told_of_its_own_cell(run, workers) -> None:
+    text = CONFIG + 'fault = "memory-kept={mib}"\n'
+    Path("configs/mine.toml").write_text("axis.mib = [2, 0.5]\n" + text)
+    result = run("self.end('pass')", options=("--config", "mine", *workers))
+    verdicts = [(one["cell"], one["kit"], one["verdict"]) for one in recorded("verdict")]
+    assert verdicts == [
+        ("mine(mib=2)", "mine", "pass"),
+        ("mine(mib=2)", "shutdown", "error"),
+        ("mine(mib=0.5)", "mine", "pass"),
+    ]
+    assert result.ret == 1
+    assert "1 error, 2 pass" in last_line(result)
+    result.stdout.fnmatch_lines(["error: shutdown: the reference server of mine(mib=2) kept 2.0 *"])
+    assert not list(Path("/dev/shm").glob("servematrix_reference_*"))
+
+
+def test_a_server_is_held_to_what_it_was_started_with(run) -> None:
+    checks = "self.end('pass' if getattr(self, 'fwd_occupancy_required', False) else 'fail')"
+    assert run(checks).ret == 0
+    with running_server() as url:
+        result = run(checks, options=("--config", "mine", "--base-url", url))
+    assert result.ret == 1

@@ -127,12 +127,15 @@ class Baseline(_Table):
 def serving(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the numbers in a configuration: all but its gates, and no secret of it.
 
+    A fault of the embedded server is left out: it is what such a server is to be caught with.
+
     Takes a configuration as records have it, and as `model_dump(exclude_none=True)` gives it.
     """
     environment = configuration.get("environment", {})
+    arguments = configuration.get("arguments", {})
     kept = {
         "model": configuration["model"],
-        "arguments": configuration.get("arguments", {}),
+        "arguments": {name: arguments[name] for name in arguments if name != "fault"},
         "environment": {k: v for k, v in environment.items() if not is_secret(k)},
         "kits": {kit: values for kit, values in configuration.get("kits", {}).items() if values},
     }

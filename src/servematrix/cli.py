@@ -24,6 +24,7 @@ from servematrix.config import ConfigError
 from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
+from servematrix.faults import command as faulting
 from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
@@ -100,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     comparison.set_defaults(command=comparing.compare)
     comparing.add_options(comparison)
-    for command in (listing, planning, validating, replay, comparison):
+    faulty = commands.add_parser(
+        "faults", help="would the kits notice a bug? faults of the embedded server, one by one"
+    )
+    faulty.set_defaults(command=faulting.faults)
+    faulting.add_options(faulty)
+    for command in (listing, planning, validating, replay, comparison, faulty):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
     return parser

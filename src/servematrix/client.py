@@ -83,18 +83,26 @@ class Client:
         ignore_eos: bool = False,
         logprobs: bool = False,
         rid: str | None = None,
+        stop: str | None = None,
+        dp_rank: int | None = None,
         timeout: float | None = None,
     ) -> Json:
         """Continue one prompt, text or token ids, greedily through `/generate`.
 
-        `rid` names the request for `abort`. With `logprobs`, `meta_info.output_token_logprobs` has
-        an entry [log-probability (nats), token id, text or null] for each new token.
+        `rid` names the request for `abort`; `stop` is a text at which the answer is to end;
+        `dp_rank` the data-parallel rank that is to serve it. With `logprobs`,
+        `meta_info.output_token_logprobs` has an entry [log-probability (nats), token id, text or
+        null] for each new token.
         """
         body = {**_prompt(prompt), **_greedy(max_new_tokens, ignore_eos)}
         if logprobs:
             body["return_logprob"] = True
         if rid is not None:
             body["rid"] = rid
+        if stop is not None:
+            body["sampling_params"]["stop"] = stop
+        if dp_rank is not None:
+            body["routed_dp_rank"] = dp_rank
         return self._object("POST", "/generate", body, timeout)
 
     def generate_batch(

@@ -156,7 +156,17 @@ class Gates(_Table):
     hellaswag: HellaswagGate = HellaswagGate()
 
 
-class OccupancyKit(_Table):
+class _KitTable(_Table):
+    """What all kits have: seconds that one request may take."""
+
+    timeout: float | None = Field(default=None, gt=0)
+
+
+class APIContractKit(_KitTable):
+    """How `BasicAPIContractMixin` measures."""
+
+
+class OccupancyKit(_KitTable):
     """How `FwdOccupancyMixin` measures; intervals in seconds, lengths in tokens."""
 
     scrape_interval: float | None = Field(default=None, gt=0, le=10)
@@ -168,7 +178,7 @@ class OccupancyKit(_Table):
     stop_early: bool | None = None
 
 
-class HellaswagKit(_Table):
+class HellaswagKit(_KitTable):
     """How `HellaswagMixin` measures: counts of items; `packaged` takes the project's own set."""
 
     num_questions: int | None = Field(default=None, ge=1)
@@ -178,20 +188,21 @@ class HellaswagKit(_Table):
     packaged: bool | None = None
 
 
-class DecodeCorrectnessKit(_Table):
+class DecodeCorrectnessKit(_KitTable):
     """Which probes of `BasicDecodeCorrectnessMixin` this model is able to answer."""
 
     probes: Annotated[list[Probe], Field(min_length=1)] | None = None
 
 
-class SchedulerStressKit(_Table):
-    """How `BasicSchedulerStressMixin` measures."""
+class SchedulerStressKit(_KitTable):
+    """How `BasicSchedulerStressMixin` measures: tokens of the long prompt, many requests."""
 
+    requests: int | None = Field(default=None, ge=1)
     long_prompt_tokens: int | None = Field(default=None, ge=16)
     knows_capitals: bool | None = None
 
 
-class DecodeConsistencyKit(_Table):
+class DecodeConsistencyKit(_KitTable):
     """How `DecodeConsistencyMixin` measures; `prompts` by concurrency, lengths in tokens."""
 
     prompts: dict[Concurrency, Annotated[int, Field(ge=0)]] | None = None
@@ -200,13 +211,13 @@ class DecodeConsistencyKit(_Table):
     auto_dtype: Literal["bfloat16", "float16", "float32"] | None = None
 
 
-class CudaGraphKit(_Table):
+class CudaGraphKit(_KitTable):
     """How `CudaGraphMixin` measures: tokens of each request."""
 
     tokens: int | None = Field(default=None, ge=16)
 
 
-class SpecDecodingKit(_Table):
+class SpecDecodingKit(_KitTable):
     """How `SpecDecodingMixin` measures: tokens of each request."""
 
     tokens: int | None = Field(default=None, ge=16)
@@ -216,6 +227,7 @@ class SpecDecodingKit(_Table):
 class Kits(_Table):
     """Settings by kit; a key that is left out keeps the kit's default."""
 
+    api_contract: APIContractKit = APIContractKit()
     fwd_occupancy: OccupancyKit = OccupancyKit()
     decode_consistency: DecodeConsistencyKit = DecodeConsistencyKit()
     cuda_graph: CudaGraphKit = CudaGraphKit()
@@ -401,8 +413,8 @@ def resolve(
 ) -> Configuration:
     """The configuration of one cell: overrides that match, then `changes` (`key.path=value`).
 
-    Placeholders `{axis_name}` in arguments and environment are filled in. The result has no axis
-    and no overrides; it is checked again as a whole.
+    Placeholders `{axis_name}` in arguments, environment and suites are filled in. The result has no
+    axis and no overrides; it is checked again as a whole.
     """
     raw = config.model_dump(exclude_none=True, exclude_unset=True)
     for key in ("overrides", "axis", "instead"):
@@ -421,6 +433,8 @@ def resolve(
         values = raw.get(table, {})
         if isinstance(values, Mapping):
             raw[table] = {key: _filled(value, axis) for key, value in values.items()}
+    if isinstance(raw["suites"], list):
+        raw["suites"] = [_filled(suite, axis) for suite in raw["suites"]]
     shown = " ".join(f"--set {told(change)}" for change in changes)
     where = shown or f"configuration {config.name}"
     return checked(Configuration, raw, where)
@@ -456,6 +470,16 @@ def attributes(config: Configuration) -> dict[str, Any]:
             for key, value in values.items():
                 found[f"{kit}_{key}"] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def required(config: Configuration) -> dict[str, bool]:
+    """Kit attributes that hold a server to the metrics and the speculation it is started with."""
+    asked: list[str] = []
+    if config.arguments.get("enable-metrics") is True:
+        asked += ["fwd_occupancy_required", "cuda_graph_required"]
+    if config.arguments.get("speculative-algorithm"):
+        asked += ["fwd_occupancy_speculation_required", "spec_decoding_required"]
+    return dict.fromkeys(asked, True)
 
 
 def _filled(value: Scalar, axis: Mapping[str, Scalar]) -> Scalar:

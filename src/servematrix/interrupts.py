@@ -1,13 +1,24 @@
-"""How a run is told to end: every way of asking becomes the interrupt of a person's Ctrl-C."""
+"""How a run is told to end: every way of asking becomes the interrupt of a person's Ctrl-C.
+
+And how it ends with what started it: the system tells a process that its parent is gone, unless it
+went before this was asked for, so that is looked at once more.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import threading
+from types import FrameType
+
+import psutil
 
 from servematrix.engines.guard import PR_SET_PDEATHSIG
+
+NOX = "SERVEMATRIX_NOX"
+"""The variable in which nox gives its process id to what it runs."""
 
 
 def end_in_good_order() -> None:
@@ -16,4 +27,45 @@ def end_in_good_order() -> None:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "NOX_CURRENT_SESSION" in os.environ:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _signal_at_end_of_parent(signal.SIGTERM)
+        nox = os.environ.get(NOX, "")
+        if nox.isdecimal() and _is_gone(int(nox)):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def end_workers_too() -> None:
+    """Make SIGTERM end the workers of this controller of pytest-xdist, and with them their servers.
+
+    By itself it would wait for their tests, up to 10 seconds. A Ctrl-C reaches them as it is.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+def end_with(controller: int) -> None:
+    """Kill this worker of pytest-xdist when its controller is gone, and with it its server.
+
+    By itself it would first wait for its test, some 5 to 15 seconds, and tell nobody of the result.
+    """
+    _signal_at_end_of_parent(signal.SIGKILL)
+    if _is_gone(controller):
+        os._exit(1)
+
+
+def _signal_at_end_of_parent(number: signal.Signals) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process has ended, also where its own parent has not asked how yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -7,13 +7,17 @@ workers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError, Run
+from servematrix.resume import Earlier
 from servematrix.run import Plan
+from servematrix.verdicts import SHUTDOWN
 
 
 class Outcome:
@@ -33,20 +37,33 @@ class Outcome:
         self._server_failed = False
         self._simulated = False
         self._exit: Exit | None = None
+        self._kept = 0
+
+    def count_earlier(self, verdicts: Sequence[Earlier]) -> None:
+        """Count the verdicts of the run's earlier parts as if they were reached now."""
+        for one in verdicts:
+            self._count(one.nodeid, asdict(one), "reached before this run was taken up: ")
+        self._kept = len(verdicts)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a verdict."""
+        """Count a verdict, and what servers left behind."""
         properties = dict(report.user_properties)
-        verdict = properties.get("verdict")
-        if not isinstance(verdict, str):
-            return
+        for name, problem in report.user_properties:
+            if name == SHUTDOWN:
+                self._counts["error"] += 1
+                self._troubles["error", str(problem)].append(SHUTDOWN)
+        if isinstance(properties.get("verdict"), str):
+            self._count(report.nodeid, properties)
+
+    def _count(self, nodeid: str, properties: Mapping[str, object], when: str = "") -> None:
+        verdict = str(properties["verdict"])
         self._counts[verdict] += 1
         self._server_failed |= properties["server"] == "failed"
         self._simulated |= properties["server"] == "simulated"
         self._answered |= {str(properties["answered"])} - {""}
         if verdict != "pass":
-            test = report.nodeid.rsplit("::", 1)[-1]
-            self._troubles[verdict, str(properties["reason"])].append(test)
+            test = nodeid.rsplit("::", 1)[-1]
+            self._troubles[verdict, f"{when}{properties['reason']}"].append(test)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -54,6 +71,10 @@ class Outcome:
         if exitstatus not in set(Exit):
             return  # somebody's own pytest.exit(); not ours to explain
         status = Exit(int(exitstatus))
+        if status is Exit.NOTHING and self._kept:
+            status = Exit.PASSED  # nothing is left to run
+        if status is Exit.PASSED and (self._counts["fail"] or self._counts["error"]):
+            status = Exit.FAILED  # pytest knows nothing of a shutdown, nor of an earlier part
         if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
             status = Exit.SERVER
         elif status is Exit.PASSED and self._strict and self._counts["not_applicable"]:
@@ -82,9 +103,10 @@ class Outcome:
         if self._exit is None:
             return
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
+        kept = f" ({self._kept} of them kept from before it was taken up)" if self._kept else ""
         line = (
             f"servematrix: exit {int(self._exit)} ({self._meaning()}): "
-            f"{counts or 'no verdicts'}; "
+            f"{counts or 'no verdicts'}{kept}; "
             f"{self._plan.subject(self._answered, simulated=self._simulated)}; "
             f"{self._plan.engine.reason}; "
             f"records in {self._records.folder}"

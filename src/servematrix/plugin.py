@@ -67,6 +67,13 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "--resume",
+        {
+            "metavar": "RUN",
+            "help": "take up a run that was cut short: its folder, its name, or latest",
+        },
+    ),
+    (
         "--gpus",
         {
             "metavar": "LIST",
@@ -125,6 +132,7 @@ _TELLTALE = (
     "sglang",
     "gpus",
     "model",
+    "resume",
 )
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import pytest
 
 from servematrix import __version__
 from servematrix import config as configs
+from servematrix.engines.base import Engine
 from servematrix.gpus import Gpu
 from servematrix.run import Plan
+
+_SELECTING: Final = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf")
+"""pytest's options that leave tests out."""
 
 
 def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
@@ -23,14 +31,34 @@ def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
         "command": list(command),
         "engine": plan.engine.name,
         "engine_reason": plan.engine.reason,
+        "server": server(plan.engine),
         "simulated": plan.simulated,
         "versions": {"servematrix": __version__, "python": platform.python_version()},
         "gpus": [_described(gpu) for gpu in plan.visible],
         "git_commit": git_commit(root),
+        "git_changes": git_changes(root),
         "configurations": {cell.id: configs.digest(cell.config, hidden) for cell in plan.cells},
         "base_url": options.base_url,
         "hellaswag": options.hellaswag,
+        "hellaswag_sha256": _sha256(options.hellaswag),
         "platform": platform.platform(),
+        "pid": os.getpid(),
+    }
+
+
+def server(engine: Engine) -> str | None:
+    """The Python and version of the server to start; None where they come with the engine."""
+    python, version = getattr(engine, "python", None), getattr(engine, "version", None)
+    return f"{version} in {python}" if python is not None else None
+
+
+def selection(config: pytest.Config) -> dict[str, Any]:
+    """Which tests of its cells a run was asked for: arguments and options that leave tests out."""
+    here, root = config.invocation_params.dir, config.rootpath
+    arguments = [os.path.relpath(here / argument, root) for argument in config.args]
+    return {
+        "arguments": sorted(arguments),
+        **{name: getattr(config.option, name, None) or None for name in _SELECTING},
     }
 
 
@@ -44,11 +72,25 @@ def git_commit(folder: Path) -> str | None:
     return commit + ("+changes" if changed else "")
 
 
+def git_changes(folder: Path) -> str | None:
+    """The sha256 of what differs from the commit at a folder; None outside git or without any."""
+    try:
+        changes = _git(folder, "diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return hashlib.sha256(changes.encode()).hexdigest() if changes else None
+
+
+def _sha256(path: str | None) -> str | None:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
 def _git(folder: Path, *arguments: str) -> str:
     answer = subprocess.run(
         ["git", "-C", str(folder), *arguments],
         capture_output=True,
         text=True,
+        errors="replace",
         check=True,
         timeout=10,
     )

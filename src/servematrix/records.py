@@ -3,7 +3,8 @@
 A run is a folder `<results>/<run>/` with `records.jsonl` and the files that records point to.
 `<results>/latest` points to the run that was started last. A line is flushed to disk before the
 next test starts, so a killed run keeps every verdict it reached. Every process of a run appends to
-the same file; a line is written by one call under a lock, so lines never mix.
+the same file; a line is written by one call under a lock, so lines never mix. A line ends with its
+line break: a last line without one was cut off while it was written, and is no record.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from servematrix import outside
+from servematrix import folders, outside
+from servematrix.folders import Busy, Held
+from servematrix.outside import TooLargeError
 from servematrix.redaction import Secrets
 
 SCHEMA = 1
@@ -38,28 +40,44 @@ class Run:
     Wherever one of the values in `hidden` would stand in a line or an attached file, `***` does.
     """
 
-    def __init__(self, folder: Path, hidden: Secrets | None = None) -> None:
+    def __init__(
+        self, folder: Path, hidden: Secrets | None = None, *, held: Held | None = None
+    ) -> None:
+        """`held` is kept: the process that the run belongs to holds its folder to its end."""
         self.folder = folder
+        self.removed = held.removed if held else ()
+        self._held = held
         self._path = folder / FILE
         self._hidden = hidden or Secrets()
 
     @classmethod
     def create(cls, root: Path, label: str, hidden: Secrets | None = None) -> Run:
-        """Make a new run folder under `root` and let `latest` point to it."""
-        now = datetime.datetime.now().astimezone()
-        name = f"{now:%Y%m%d-%H%M%S}-{file_name(label)}-{secrets.token_hex(2)}"
-        folder = root / name
+        """Make a new run folder under `root`; `latest` is to follow once something is recorded."""
         try:
-            folder.mkdir(parents=True)
-            pointer = root / f".latest-{secrets.token_hex(4)}"
-            pointer.symlink_to(name)
-            pointer.replace(root / "latest")
-        except OSError as error:
+            held = folders.make(root, file_name(label))
+        except (OSError, Busy) as error:
             raise RecordsError(
-                f"cannot create the run folder {folder}: {error.strerror}; "
+                f"cannot create a run folder in {root}: {_told(error)}; "
                 "free some space or name another place with --results DIR"
             ) from error
-        return cls(folder, hidden)
+        return cls(held.path, hidden, held=held)
+
+    @classmethod
+    def take_up(cls, folder: Path, hidden: Secrets | None = None) -> Run:
+        """Hold the folder of a run that was ended; RecordsError where that run still lives."""
+        try:
+            return cls(folder, hidden, held=folders.take_up(folder))
+        except Busy as error:
+            raise RecordsError(f"{error}; wait for it, or end it first") from error
+        except OSError as error:
+            raise RecordsError(f"cannot take up {folder}: {_told(error)}") from error
+
+    def become_latest(self) -> None:
+        """Let `latest` point to this run; RecordsError when the disk does not take it."""
+        try:
+            folders.point(self.folder)
+        except (OSError, Busy) as error:
+            raise RecordsError(f"cannot point to {self.folder}: {_told(error)}") from error
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one record; RecordsError when the disk does not take it."""
@@ -71,8 +89,9 @@ class Run:
             record[name] = value if name == "verdict" else self._hidden.plain(value)
         line = _encoded(record) + "\n"
         try:
-            with self._path.open("ab", buffering=0) as file:
+            with self._path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
+                _cut_torn_end(file.fileno())
                 self._append(file.fileno(), line.encode())
                 os.fsync(file.fileno())
         except OSError as error:
@@ -86,10 +105,18 @@ class Run:
         path = self.folder / "files" / f"{file_name(name)}.json"
         try:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(_encoded(self._hidden.plain(payload)), encoding="utf-8")
+            folders.write_whole(path, _encoded(self._hidden.plain(payload)))
         except OSError as error:
             raise RecordsError(f"cannot write {path}: {error.strerror}") from error
         return str(path.relative_to(self.folder))
+
+    def unused(self, name: str, ending: str) -> Path:
+        """A file in the run's folder that is not there yet: a name with `ending`, or numbered."""
+        number, path = 1, self.folder / f"{name}{ending}"
+        while path.exists():
+            number += 1
+            path = self.folder / f"{name}.{number}{ending}"
+        return path
 
     def _append(self, descriptor: int, data: bytes) -> None:
         start = os.lseek(descriptor, 0, os.SEEK_END)
@@ -115,18 +142,67 @@ def file_name(text: str) -> str:
     return name[: _LONGEST_NAME - len(mark)] + mark
 
 
+def _cut_torn_end(descriptor: int) -> None:
+    """Take away the part of a line that a killed process left, which no other could follow."""
+    size = end = os.lseek(descriptor, 0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        block = os.pread(descriptor, end - start, start)
+        found = block.rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
 def read(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run, in order; RecordsError names file and line of what is not one."""
+    """The records of a run, in order; RecordsError names file and line of what is not one.
+
+    The last line is left out where it was cut off, as `is_torn` tells.
+    """
     path = folder / FILE
-    number = 0
+    whole = 0
     try:
-        with outside.within(folder, FILE).open(encoding="utf-8") as file:
-            # a line without an end would be read as a whole
+        with outside.within(folder, FILE).open("rb") as file:
+            # bounded: a line need not have an end
             while line := file.readline(outside.MOST_BYTES):
-                number += 1
-                yield _parsed(line, path, number)
+                if len(line) == outside.MOST_BYTES:
+                    raise TooLargeError
+                if not line.endswith(b"\n"):
+                    break
+                whole += 1
+                yield _parsed(line.decode(), path, whole)
     except (OSError, ValueError) as error:
         raise RecordsError(f"cannot read {path}: {error}") from error
+    if not whole:
+        raise RecordsError(f"{path}: empty, not the start of a run")
+
+
+def is_torn(folder: Path) -> bool:
+    """Whether the last line of a run's records was cut off while it was written."""
+    path = folder / FILE
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read() not in (b"", b"\n")
+    except OSError as error:
+        raise RecordsError(f"cannot read {path}: {error}") from error
+
+
+def standing(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of a run without the verdicts that were reached again when it was taken up."""
+    kept: list[dict[str, Any]] = []
+    for record in found:
+        if record["kind"] == "resume":
+            again = set(record["again"])
+            kept = [
+                one for one in kept if one["kind"] != "verdict" or one.get("nodeid") not in again
+            ]
+        kept.append(record)
+    return kept
 
 
 def attached(folder: Path, path: str) -> Any:
@@ -161,6 +237,10 @@ def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
 
 def _encoded(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _told(error: Exception) -> str:
+    return str((isinstance(error, OSError) and error.strerror) or error)
 
 
 def _now() -> str:

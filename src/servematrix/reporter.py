@@ -14,8 +14,10 @@ from servematrix.records import RecordsError, Run
 class Reporter:
     """What a kit reports to; one for each test. Ends the run when the records are lost."""
 
-    def __init__(self, records: Run, cell: str, test: str) -> None:
+    def __init__(self, records: Run, cell: str, test: str, nodeid: str) -> None:
+        """`nodeid` is pytest's name of the test, which no other test of a run has."""
         self._test = test
+        self._nodeid = nodeid
         self.concluded: Verdict | None = None
         self._records = records
         self._cell = cell
@@ -40,6 +42,7 @@ class Reporter:
             "verdict",
             kit=kit,
             test=test or self._test,
+            nodeid=self._nodeid,
             verdict=verdict.outcome,
             rule=verdict.rule,
             numbers=dict(verdict.numbers),
@@ -48,6 +51,10 @@ class Reporter:
             reason=verdict.reason,
         )
         self.concluded = verdict
+
+    def death(self, reason: str) -> None:
+        """Record that the server was found dead at this test, or did not start for it."""
+        self._write("death", nodeid=self._nodeid, reason=reason)
 
     def _write(self, kind: str, **fields: Any) -> None:
         try:

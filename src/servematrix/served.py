@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from servematrix.client import Client, ClientError, TimedOut, Unreachable
 from servematrix.engines.base import Server
@@ -12,6 +13,12 @@ from servematrix.run import PlannedCell
 
 DYING_SECONDS = 3.0
 """From a server's last answer until its guard has told how it ended; half a second is usual."""
+
+
+def answers(versions: Mapping[str, str], model: str) -> str:
+    """What answers, in words, from what a server says of itself."""
+    told = [f"{name} {version}" for name, version in versions.items()]
+    return f"{', '.join(told) or 'a server of unknown version'} serving {model}"
 
 
 class ServedCell:
@@ -29,8 +36,7 @@ class ServedCell:
     @property
     def answers(self) -> str:
         """What answers, as the server itself says."""
-        versions = [f"{name} {version}" for name, version in self.versions.items()]
-        return f"{', '.join(versions) or 'a server of unknown version'} serving {self.model}"
+        return answers(self.versions, self.model)
 
     def differences(self) -> list[str]:
         """Where the server's own account of its arguments differs from the configuration.

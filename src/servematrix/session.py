@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from servematrix import baselines, provenance, run
+from servematrix import baselines, run
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
@@ -21,7 +21,7 @@ from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
 from servematrix.interrupts import end_in_good_order
-from servematrix.outcome import Outcome
+from servematrix.recording import Recording
 from servematrix.records import RecordsError, Run
 from servematrix.redaction import Secrets
 from servematrix.reporter import give_up
@@ -47,7 +47,11 @@ class MatrixSession:
         self._suites_met: set[str] = set()
         end_in_good_order()
         self._check_workers()
-        self._records = None if config.option.collectonly else self._open_records()
+        found = {cell: one for cell, one in self._baselines.items() if isinstance(one, Found)}
+        held_to = {cell: one.record() for cell, one in found.items()}
+        recording = Recording(config, self.plan, held_to, self._secrets)
+        config.pluginmanager.register(recording)
+        self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
             self._verdicts = Verdicts(self._records)
             config.pluginmanager.register(self._verdicts)
@@ -57,25 +61,6 @@ class MatrixSession:
         """The records of this run; a run that only collects has none."""
         assert self._records is not None, "nothing is run"
         return self._records
-
-    def _open_records(self) -> Run:
-        config = self._config
-        worker: dict[str, Any] | None = getattr(config, "workerinput", None)
-        if worker is not None:
-            return Run(Path(worker["servematrix_run"]), self._secrets)
-        label = "+".join(self.options.selections)
-        records = Run.create(Path(config.option.results), label, self._secrets)
-        records.write(
-            "run", **provenance.header(self.plan, config.rootpath, provenance.command_line())
-        )
-        strict = bool(config.getini("strict"))  # pytest's own --strict
-        config.pluginmanager.register(Outcome(records, self.plan, strict=strict))
-        return records
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """Tell an xdist worker which run it works for."""
-        node.workerinput["servematrix_run"] = str(self.records.folder.resolve())
 
     def _check_workers(self) -> None:
         """Under pytest-xdist each cell stays on one worker, and the workers share nothing."""
@@ -150,7 +135,7 @@ class MatrixSession:
             pytest.skip(cell.unfit)
         launch = cell.launch(
             self.options,
-            log=self.records.folder / f"{cell.slug}.log",
+            log=self.records.unused(cell.slug, ".log"),
             deadline=self.plan.start_deadline,
         )
         try:
@@ -163,6 +148,9 @@ class MatrixSession:
             # a server that somebody else started has keys that nobody told us
             self._secrets.add(served.secrets())
             differences = served.differences() if self.options.base_url else []
+            another = self._kept.another(cell.id, served.answers)
+            if another:
+                pytest.exit(another, returncode=Exit.USAGE)
             self._record_cell(served, launch, differences)
             if differences:
                 told = f"{running.base_url} is not as configured: {'; '.join(differences)}"
@@ -177,11 +165,14 @@ class MatrixSession:
                     self._say(f"{cell.id}: warning: {changed}")
             yield served
         finally:
-            running.stop()
+            left = running.stop()
             kept = wait_until_free(cell.gpus, FREE_SECONDS)
             if kept:
                 self._say(f"{cell.id}: {kept}")
                 self._record("shutdown", cell=cell.id, problem=kept)
+            if left:
+                self._say(f"{cell.id}: {left}")
+                self._verdicts.left(cell.id, left)
 
     def bind(self, item: pytest.Item, instance: Any, served: ServedCell) -> None:
         """Give a suite's instance its server, its limits and its reporter.
@@ -198,7 +189,10 @@ class MatrixSession:
         instance.reporter = self._verdicts.reporter(item)
         instance.hellaswag_path = self.options.hellaswag
         instance.hellaswag_packaged = served.simulated
-        for name, value in configs.attributes(served.planned.config).items():
+        config = served.planned.config
+        # what somebody else started may have been started otherwise
+        own = {} if self.options.base_url else configs.required(config)
+        for name, value in {**own, **configs.attributes(config)}.items():
             setattr(instance, name, value)
         held_to = self._held_to(served.planned)
         for name, value in held_to.attributes().items() if held_to else ():

@@ -16,6 +16,8 @@ from servematrix.suite import suite_of
 
 SERVED = pytest.StashKey[ServedCell]()
 """The server that a test was given."""
+SHUTDOWN = "shutdown"
+"""Stands for kit and test in the verdict on a server's end, and names it in a report."""
 _REPORTER = pytest.StashKey[Reporter]()
 
 
@@ -25,6 +27,7 @@ class Verdicts:
     def __init__(self, records: Run) -> None:
         self._records = records
         self._told: set[str] = set()
+        self._left: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -35,7 +38,19 @@ class Verdicts:
         ended = report.when == "call" or (report.when == "setup" and not report.passed)
         if ended and suite_of(getattr(item, "cls", None)) is not None:
             self._conclude(item, call, report)
+        report.user_properties += [(SHUTDOWN, problem) for problem in self._left]
+        self._left.clear()
         return report
+
+    def left(self, cell: str, problem: str) -> None:
+        """Conclude that the server of a cell ended badly.
+
+        The next report carries it: between two cells that is one of the other cell's.
+        """
+        verdict = Verdict("error", "nothing outlives a server", problem)
+        nodeid = f"{SHUTDOWN}[{cell}]"
+        Reporter(self._records, cell, SHUTDOWN, nodeid).verdict(SHUTDOWN, "", verdict)
+        self._left.append(problem)
 
     def _conclude(
         self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
@@ -69,6 +84,8 @@ class Verdicts:
             # a verdict speaks for itself; where in the kit it was raised tells nobody anything
             report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
         failed = death is not None or isinstance(error, ServerFailed)
+        if failed and not again:
+            reporter.death(death or failure)
         real = served is None or not served.simulated
         report.user_properties += [
             ("cell", _cell_of(item)),
@@ -91,7 +108,9 @@ class Verdicts:
     def reporter(self, item: pytest.Item) -> Reporter:
         """What the kit of this test reports to."""
         if _REPORTER not in item.stash:
-            item.stash[_REPORTER] = Reporter(self._records, _cell_of(item), _test_of(item))
+            item.stash[_REPORTER] = Reporter(
+                self._records, _cell_of(item), _test_of(item), item.nodeid
+            )
         return item.stash[_REPORTER]
 
 

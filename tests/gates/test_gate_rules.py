@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from servematrix.gates import accept_length, load, stream
-from servematrix.gates.verdict import Verdict, worst
+from servematrix.gates.ranks import every_rank
+from servematrix.gates.verdict import Outcome, Verdict, worst
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / ".." / "shared" / "recordings" / "contract.json.gz"
@@ -175,3 +176,45 @@ def test_error_rates_add_up_where_all_are_known():
     assert worst([one, Verdict("pass", "", "")]).power is None
     with pytest.raises(ValueError, match="no verdict"):
         worst([])
+
+
+# -- many requests --------------------------------------------------------------------------------
+
+
+def test_many_requests_bound_the_rate_at_which_some_are_dropped():
+    verdict = load.all_served([], 700)
+    assert verdict.outcome == "pass"
+    assert verdict.numbers["rate_at_most"] == pytest.approx(0.00427, rel=0.01)
+    assert verdict.power == pytest.approx(1 - 0.99**700)
+
+
+@pytest.mark.parametrize(
+    ("problems", "asked", "outcome"), [(["500"], 700, "fail"), ([], 1, "pass"), ([], 0, "error")]
+)
+def test_one_dropped_request_is_one_too_many(problems, asked, outcome):
+    assert load.all_served(problems, asked).outcome == outcome
+
+
+# -- data-parallel ranks --------------------------------------------------------------------------
+
+
+def on(rank: str | None, outcome: Outcome = "pass") -> Verdict:
+    return Verdict(outcome, "rule", f"of {rank}", {"rank": rank, "median": 99.0}, alpha=0.001)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "outcome", "told"),
+    [
+        ([on("dp0"), on("dp1")], "pass", "the worst of 2"),
+        ([on("dp0"), on("dp1", "fail")], "fail", "rank dp1, the worst of 2: of dp1"),
+        ([on("dp0", "error"), on("dp1", "fail")], "fail", "rank dp1"),
+        ([on("dp0"), on("dp0")], "inconclusive", "met 1 only"),
+        ([on("dp0"), on(None)], "inconclusive", "routed_dp_rank"),
+        ([on("dp0", "fail"), on("dp0")], "fail", "rank dp0"),
+    ],
+)
+def test_every_rank_is_measured_and_the_worst_decides(verdicts, outcome, told):
+    verdict = every_rank(verdicts)
+    assert verdict.outcome == outcome
+    assert told in verdict.reason
+    assert verdict.alpha == pytest.approx(0.002)

@@ -72,3 +72,41 @@ def test_one_token():
 
 def test_long_answers_are_cut_in_messages():
     assert len(text.contains("x" * 5000, "paris").reason) < 400
+
+
+@pytest.mark.parametrize(
+    ("words", "outcome"),
+    [
+        # a phrase of ten words, below the published limit on 5-grams
+        ("one two three four five six seven eight nine ten " * 4, "fail"),
+        ("prose " + "a b c d e f " * 3 + "a b", "fail"),
+        # twice is a refrain, and a loop over less than half of the words may end a list
+        ("one two three four five six seven eight nine ten " * 2, "pass"),
+        (" ".join(f"word{i}" for i in range(40)) + " so it is" * 4, "pass"),
+    ],
+)
+def test_a_loop_at_the_end_is_seen_whatever_its_length(words, outcome):
+    verdict = text.unrepetitive(words)
+    assert verdict.outcome == outcome
+    assert verdict.numbers["top_5gram_words"] < 0.25
+
+
+def test_the_word_to_stop_at_is_in_the_second_half_and_new():
+    assert text.stop_within("red and blue and then green") == "then"
+    assert text.stop_within("anda and") is None
+    assert text.stop_within("") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        ("red and blue and ", "pass"),
+        ("red and blue and", "pass"),
+        ("red and blue and then green", "fail"),
+        ("red and blue", "inconclusive"),
+        ("", "inconclusive"),
+    ],
+)
+def test_an_answer_ends_where_its_stop_string_would_begin(answer, outcome):
+    whole = "red and blue and then green"
+    assert text.stopped(answer, whole=whole, stop="then").outcome == outcome

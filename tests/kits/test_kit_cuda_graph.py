@@ -114,3 +114,10 @@ def test_too_few_passes_are_an_error(run):
     ran = run(cuda_graph_tokens=8)
     assert isinstance(ran.raised, MeasurementError)
     assert "does something else reset the counter" in ran.verdict.reason
+
+
+def test_a_server_that_was_started_with_metrics_must_count(run, server):
+    server.status = {"metrics_text": 404}
+    ran = run(cuda_graph_required=True)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "although the server was started with --enable-metrics" in ran.verdict.reason

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from servematrix.kits import BasicDecodeCorrectnessMixin
-from servematrix.kits.base import MeasurementError, NotApplicable, VerdictFailed
+from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
 from servematrix.kits.decode_correctness import PROBES
 
 TESTS = [f"test_{probe}" for probe in PROBES]
@@ -25,6 +25,10 @@ def test_a_healthy_model_passes(run_kit, test):
         ("test_ascii_ratio", "\u0430\u0431" * 40),
         ("test_no_repetition_blowup", "!" * 80),
         ("test_no_repetition_blowup", "over and over again " * 12),
+        (
+            "test_no_repetition_blowup",
+            "Once there was a ship. " + "The ship sailed on and on. " * 9,
+        ),
         ("test_max_token_one", ""),
     ],
 )
@@ -81,3 +85,44 @@ def test_a_broken_answer_names_its_field(run_kit, scripted):
     ran = run_kit(BasicDecodeCorrectnessMixin, "test_basic_math")
     assert isinstance(ran.raised, VerdictFailed)
     assert "text:" in ran.verdict.reason
+
+
+STOP = "test_stop_string"
+
+
+def _stopping(scripted):
+    """Make the scripted server end its answers at a stop string, as a real one does."""
+    scripted.edit = lambda path, body: {**body, "text": _cut(scripted.asked[-1][1], body["text"])}
+
+
+def _cut(request, text):
+    stop = request["sampling_params"].get("stop")
+    return text.partition(stop)[0] if stop else text
+
+
+def test_an_answer_that_ends_at_its_stop_string_passes(run_kit, scripted):
+    _stopping(scripted)
+    ran = run_kit(BasicDecodeCorrectnessMixin, STOP)
+    assert ran.raised is None
+    whole, stopped = (body["sampling_params"] for _, body in scripted.asked)
+    assert "stop" not in whole
+    assert stopped["stop"] in ran.verdict.reason
+
+
+def test_a_stop_string_that_is_ignored_fails(run_kit):
+    ran = run_kit(BasicDecodeCorrectnessMixin, STOP)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "stop strings" in ran.verdict.reason
+
+
+def test_a_second_answer_that_differs_says_nothing_of_stop_strings(run_kit, scripted):
+    numbers = itertools.count()
+    right = scripted.reply
+    scripted.reply = lambda prompt: right(prompt) if next(numbers) == 0 else "something else"
+    ran = run_kit(BasicDecodeCorrectnessMixin, STOP)
+    assert isinstance(ran.raised, Inconclusive)
+
+
+def test_an_answer_too_short_to_be_stopped_is_not_applicable(run_kit, scripted):
+    scripted.reply = lambda prompt: "no"
+    assert isinstance(run_kit(BasicDecodeCorrectnessMixin, STOP).raised, NotApplicable)

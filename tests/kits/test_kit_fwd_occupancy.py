@@ -331,3 +331,26 @@ def test_a_baseline_decides_too(run):
     drafted = {**steady, "accept_length": [3.0, 3.1, 3.2]}
     ran = run(fwd_occupancy_baseline=throughput.Baseline(drafted))
     assert isinstance(ran.raised, MeasurementError), "this run has none"
+
+
+def test_a_server_that_was_started_with_metrics_must_have_them(run, scripted):
+    scripted.overrides["/metrics"] = (404, "")
+    ran = run(fwd_occupancy_required=True)
+    assert isinstance(ran.raised, MeasurementError)
+    assert "although the server was started with --enable-metrics" in ran.verdict.reason
+
+
+def test_each_data_parallel_rank_is_sent_a_request_of_its_own(run, scripted):
+    scripted.info["dp_size"] = 2
+    ran = run()
+    # the scripted server has one rank, whatever it says
+    assert isinstance(ran.raised, Inconclusive)
+    assert "requests for 2 ranks met 1 only" in ran.verdict.reason
+    long = [body for path, body in scripted.asked if path == "/generate" and body.get("rid")]
+    assert [body["routed_dp_rank"] for body in long] == [0, 1]
+    assert len(ran.reporter.attachments["trace"]["traces"]) == 2
+
+
+def test_one_rank_is_not_named(run, scripted):
+    run()
+    assert all("routed_dp_rank" not in (body or {}) for _, body in scripted.asked)

@@ -139,3 +139,36 @@ def test_a_long_prompt_of_another_length_is_an_error(run_kit, scripted):
 def test_a_server_that_cannot_count_fails(run_kit, scripted):
     scripted.edit = lambda path, body: {"count": 5} if path == "/tokenize" else body
     assert isinstance(run_kit(BasicSchedulerStressMixin, LONG).raised, VerdictFailed)
+
+
+SERVED = "test_many_requests"
+
+
+def test_every_one_of_many_requests_is_served(run_kit, scripted):
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=60)
+    assert ran.raised is None
+    asked = [body for path, body in scripted.asked if path == "/generate"]
+    assert len({body["text"] for body in asked}) == 60
+    assert ran.verdict.numbers["asked"] == 60
+
+
+def test_one_dropped_request_of_many_fails(run_kit, scripted):
+    right = scripted.reply
+
+    def reply(prompt):
+        if prompt.startswith("Request 41:"):
+            raise ConnectionAbortedError
+        return right(prompt)
+
+    scripted.reply = reply
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=60)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert ran.verdict.numbers["unserved"] == 1
+
+
+def test_a_server_that_drops_everything_is_not_asked_for_ever(run_kit, scripted):
+    scripted.overrides["/generate"] = (503, "busy")
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=5000)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert 32 <= ran.verdict.numbers["asked"] < 100
+    assert "503" in ran.verdict.reason

@@ -76,17 +76,18 @@ def folder_of(path: Path) -> Path:
 
 def cells(folder: Path, selection: str) -> list[str]:
     """The cells of a run that a configuration's name, or a cell's own, selects."""
-    return [
+    found = [
         record["cell"]
         for record in records.read(folder)
         if record["kind"] == "cell"
         and selection in (record["cell"], record["configuration"]["name"])
     ]
+    return list(dict.fromkeys(found))  # a run that was taken up again may have one twice
 
 
 def read(folder: Path, cell: str) -> Measured:
     """Read one cell of a run; RecordsError where it is not in it, or not as kits write it."""
-    every = list(records.read(folder))
+    every = records.standing(records.read(folder))
     own = [record for record in every if record.get("cell") == cell]
     served = next((record for record in own if record["kind"] == "cell"), None)
     if served is None:

@@ -60,9 +60,7 @@ class Run:
 
 def read(folder: Path) -> Run:
     """Read a run's folder; RecordsError where there is none, or it is no run of a matrix."""
-    found = list(records.read(folder))
-    if not found:
-        raise RecordsError(f"{folder / records.FILE}: empty, not the start of a run")
+    found = records.standing(records.read(folder))
     try:
         return _run(folder, found)
     except (KeyError, TypeError, ValueError) as error:

@@ -88,8 +88,9 @@ class AttachedServer:
         """Return nothing: its log is elsewhere."""
         return ""
 
-    def stop(self) -> None:
+    def stop(self) -> str | None:
         """Do nothing: it was not started here."""
+        return None
 
 
 def _is_server(url: str) -> bool:

@@ -81,8 +81,11 @@ class Server(Protocol):
     def log_tail(self, lines: int = 20) -> str:
         """Return the last lines of the server's log; empty where there is none."""
 
-    def stop(self) -> None:
-        """End the server and all it started; does nothing the second time."""
+    def stop(self) -> str | None:
+        """End the server and all it started; does nothing the second time.
+
+        Returns what outlived it and should not have, as a sentence; None where nothing did.
+        """
 
 
 class Engine(Protocol):

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import psutil
 
+from servematrix.engines import shared_memory
 from servematrix.engines.log import BoundedLog, Redactor
 from servematrix.redaction import of_variables
 
@@ -41,6 +42,8 @@ GIVE_UP_SECONDS = 1.5
 """After SIGKILL: a process that is still there hangs in the kernel and is only reported."""
 PARENT_CHECK_SECONDS = 1.0
 """stdin tells at once that the parent died, unless a fork of the parent holds the pipe open."""
+LOOK_SECONDS = (1.0, 60.0)
+"""From one look at the server's shared memory to the next: at first, and at most; each doubles."""
 
 
 def guarded(
@@ -95,6 +98,8 @@ class Guard:
         self._kill_at: float | None = None
         self._killed = False
         self._orphans_asked = False
+        self._segments: set[shared_memory.Segment] = set()
+        self._look_at, self._look_pause = time.monotonic(), LOOK_SECONDS[0]
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._selector = selectors.PollSelector()
         self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -112,6 +117,7 @@ class Guard:
         self._start(command)
         while not self._over():
             self._wait()
+            self._look()
             self._reap()
             self._end_tree()
         while self._pump():
@@ -165,6 +171,18 @@ class Guard:
                 self._asked = True
         if os.getppid() != self._parent:
             self._asked = True
+
+    def _look(self) -> None:
+        """Note what shared memory the server uses: now and then, and before it is ended."""
+        now = time.monotonic()
+        if self._kill_at is None and (self._asked or now >= self._look_at):
+            self._segments |= shared_memory.used_by(_descendants())
+            self._look_at = now + self._look_pause
+            self._look_pause = min(2 * self._look_pause, LOOK_SECONDS[1])
+
+    def kept(self) -> dict[str, int]:
+        """Remove the shared memory that outlived the server; returns its names and bytes."""
+        return shared_memory.remove(self._segments)
 
     def _pump(self) -> bool:
         """Move one chunk of what the server has written into the log; False where none is there.
@@ -251,8 +269,9 @@ def _drain(descriptor: int) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Supervise one server; the exit status is 0 where it was stopped, else the server's own.
 
-    A server that a signal ended gives 128 and the signal's number, one that cannot be started
-    gives 127 and the reason on stdout.
+    Stdout has how it ended, and a line `kept BYTES NAME` for shared memory that it left. A server
+    that a signal ended gives 128 and the signal's number, one that cannot be started gives 127 and
+    the reason on stdout.
     """
     parser = argparse.ArgumentParser(prog="servematrix.engines.guard")
     parser.add_argument("--log", type=Path, required=True, help="where the output goes")
@@ -265,14 +284,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment = server_environment(os.environ)
     named = [(name, environment.get(name, "")) for name in options.redact]
     redactor = Redactor([*of_variables(environment), *named])
+    guard = Guard(log, redactor, options.grace, environment)
     try:
-        ending = Guard(log, redactor, options.grace, environment).run(options.command)
+        ending = guard.run(options.command)
     except CannotStartError as error:
         print(error, flush=True)
         return CANNOT_START
     finally:
         log.close()
-    print(ending, flush=True)
+    print(ending, *(f"kept {size} {name}" for name, size in guard.kept().items()), sep="\n")
+    sys.stdout.flush()
     word, _, number = ending.partition(" ")
     if word in ("stopped", "left"):
         return 0 if word == "stopped" else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from servematrix.gates.text import quote
@@ -10,6 +10,9 @@ from servematrix.gates.verdict import Number, Verdict
 
 MISSES_ALLOWED = 1
 """Published: one stochastic miss among eight; a broken prefix cache gets most of them wrong."""
+
+SMALLEST_RATE = 0.01
+"""Share of dropped requests that a server is to be caught with."""
 
 LENGTH_TOLERANCE = 0.05
 """Largest relative distance of a prompt's length from what was aimed at."""
@@ -54,6 +57,28 @@ def at_once(
     if not unanswered and len(missed) <= allowed:
         return Verdict("pass", rule, found, numbers)
     return Verdict("fail", rule, f"{found}; look at the scheduler and the prefix cache", numbers)
+
+
+def all_served(problems: Sequence[str], asked: int) -> Verdict:
+    """Demand that every one of `asked` small requests be served; `problems` are the others.
+
+    `power` is the probability that a server which drops `SMALLEST_RATE` of its requests, each on
+    its own, is caught. Where none was dropped, `rate_at_most` is the largest rate that 95 % of such
+    measurements would have caught: 1 - 0.05^(1/asked), three in `asked`.
+    """
+    rule = f"all of {asked} small requests are served"
+    numbers: dict[str, Number] = {"asked": asked, "unserved": len(problems)}
+    if asked < 1:
+        return Verdict("error", rule, "nothing was asked", numbers)
+    power = 1.0 - (1.0 - SMALLEST_RATE) ** asked
+    if not problems:
+        bound = 1.0 - 0.05 ** (1.0 / asked)
+        numbers["rate_at_most"] = bound
+        reason = f"none was dropped: the rate is at most {100 * bound:.2g} % (95 % confidence)"
+        return Verdict("pass", rule, reason, numbers, power=power)
+    share = len(problems) / asked
+    reason = f"{len(problems)} dropped, {100 * share:.2g} %; the first: {quote(problems[0])}"
+    return Verdict("fail", rule, reason, numbers, power=power)
 
 
 def long_prompt(

@@ -95,14 +95,20 @@ class Limits:
             raise ValueError(f"rank_reduction is 'min' or 'max', not {self.rank_reduction!r}")
 
 
-def unmeasurable(*, metrics_served: bool, older_name: str | None = None) -> Verdict:
+def unmeasurable(
+    *, metrics_served: bool, older_name: str | None = None, required: bool = False
+) -> Verdict:
     """Return the verdict on a server without the gauge, or without `/metrics` altogether.
 
     Not applicable where it was started without metrics, or where the forward times have the
-    `older_name` of versions before the gauge; an error where the gauge alone is missing.
+    `older_name` of versions before the gauge; an error where the gauge alone is missing, and where
+    it is `required` that there be metrics.
     """
     rule = "the server exposes sglang:fwd_occupancy on /metrics"
     advice = f"start the server with --enable-metrics and {_TIMER} in its environment"
+    if not metrics_served and required:
+        reason = "no /metrics although the server was started with --enable-metrics: see its log"
+        return Verdict("error", rule, reason)
     if not metrics_served:
         return Verdict("not_applicable", rule, f"no /metrics: {advice}")
     if older_name:

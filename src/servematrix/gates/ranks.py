@@ -8,12 +8,13 @@ decision.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from servematrix.gates import sequential
 from servematrix.gates.sequential import Decision, Rule
+from servematrix.gates.verdict import SEVERITY, Verdict, worst
 from servematrix.gates.windows import Reduction, Span, Windows, deciding_rank, span
 
 
@@ -97,3 +98,24 @@ def _level(windows: Windows, rule: Rule) -> tuple[float, str]:
     if len(later) < rule.block_windows:
         return statistics.median(windows.values), f"{len(windows.values)} windows"
     return statistics.median(later), f"{len(later)} windows after the start-up"
+
+
+def every_rank(verdicts: Sequence[Verdict]) -> Verdict:
+    """Put the verdicts on requests that were sent to one data-parallel rank each together.
+
+    The worst decides, with its numbers; `ranks` is how many were measured. `inconclusive` where
+    they pass and met fewer ranks than there are, so that one was not measured.
+    """
+    decisive = max(verdicts, key=lambda verdict: SEVERITY.index(verdict.outcome))
+    met = {verdict.numbers.get("rank") for verdict in verdicts} - {None}
+    numbers = {**decisive.numbers, "ranks": len(met)}
+    decisive = replace(decisive, numbers=numbers, alpha=worst(verdicts).alpha)
+    rank = decisive.numbers.get("rank")
+    reason = f"rank {rank}, the worst of {len(verdicts)}: {decisive.reason}"
+    if decisive.outcome == "pass" and len(met) < len(verdicts):
+        reason = (
+            f"requests for {len(verdicts)} ranks met {len(met)} only: the server sends requests"
+            " where it likes (does it know routed_dp_rank?), so a slow rank may have gone unseen"
+        )
+        return replace(decisive, outcome="inconclusive", reason=reason)
+    return replace(decisive, reason=reason)

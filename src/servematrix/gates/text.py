@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,11 +14,19 @@ PRINTABLE_SHARE = 0.85
 NGRAM_SHARE = 0.25
 """Published limit on the share of the most frequent 5-gram."""
 
+LOOP_SHARE = 0.5
+"""Share of the words from which a loop at the end fails an answer: no text of sense repeats one
+phrase over its second half."""
+
 _N = 5
 _SHORTEST = 50
 """Characters (published) below which a text is too short to call it a loop."""
 _FEWEST_WORD_GRAMS = 12
 """Word 5-grams below which three equal ones could be chance; a loop of 64 tokens has more."""
+STOP_RULE = "with a stop string the greedy answer ends where that string would begin"
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_FEWEST_LOOPED = 12
+"""Words below which a loop could be a refrain; one of 64 tokens has more."""
 _CUT = 200
 _ADVICE = "check weights, attention backend and KV cache"
 
@@ -55,24 +64,32 @@ def readable(text: str) -> Verdict:
 
 
 def unrepetitive(text: str) -> Verdict:
-    """Demand that the most frequent 5-gram make up less than 0.25 of all, by characters and words.
+    """Demand that the most frequent 5-gram make up less than 0.25 of all, and that no loop end it.
 
     A loop of p units holds p different 5-grams, each with a share of 1/p. Characters catch a run
-    of one sign; a phrase of four words goes round after some twenty characters, a share of 0.05,
-    and is caught by words alone.
+    of one sign, words a phrase of three; a longer phrase has a share below the published limit, so
+    the text must not end with one that comes three times or more either and makes up half of it.
     """
-    rule = f"share of the most frequent 5-gram < {NGRAM_SHARE}, by characters and by words"
+    rule = (
+        f"share of the most frequent 5-gram < {NGRAM_SHARE}, by characters and by words, and no"
+        f" phrase three times or more at the end, in {LOOP_SHARE} of the words"
+    )
     if not text:
         return Verdict("fail", rule, f"the answer is empty; {_ADVICE}")
     words = text.split()
     by_characters = _top_share(text) if len(text) >= _SHORTEST else 0.0
     by_words = _top_share(words) if len(words) - _N + 1 >= _FEWEST_WORD_GRAMS else 0.0
     share = max(by_characters, by_words)
-    numbers = {"top_5gram_characters": by_characters, "top_5gram_words": by_words}
-    if share < NGRAM_SHARE:
-        return Verdict("pass", rule, f"largest share {share:.3f}", numbers)
-    reason = f"largest share {share:.3f}, the answer goes round: {quote(text)}; {_ADVICE}"
-    return Verdict("fail", rule, reason, numbers)
+    looped = _looped_share(words)
+    numbers = {
+        "top_5gram_characters": by_characters,
+        "top_5gram_words": by_words,
+        "looped_share": looped,
+    }
+    found = f"largest share {share:.3f}, {looped:.0%} of the words in a loop"
+    if share < NGRAM_SHARE and looped < LOOP_SHARE:
+        return Verdict("pass", rule, found, numbers)
+    return Verdict("fail", rule, f"{found}: it goes round: {quote(text)}; {_ADVICE}", numbers)
 
 
 def same(first: str, second: str) -> Verdict:
@@ -87,6 +104,32 @@ def same(first: str, second: str) -> Verdict:
     return Verdict("fail", rule, reason)
 
 
+def stop_within(text: str) -> str | None:
+    """Return a word from the second half of an answer to stop it at; None where there is none.
+
+    The word has three letters or more and does not occur before, as a part of another neither.
+    """
+    for match in _WORD.finditer(text, len(text) // 2):
+        if text.find(match.group()) == match.start():
+            return match.group()
+    return None
+
+
+def stopped(text: str, *, whole: str, stop: str) -> Verdict:
+    """Demand that an answer with a stop string be the `whole` one up to it."""
+    cut = whole[: whole.index(stop)]
+    if text.rstrip() == cut.rstrip():
+        return Verdict("pass", STOP_RULE, f"ended at {stop!r}")
+    if stop in text:
+        reason = f"{stop!r} stands in {quote(text)}; look at the stop strings of the detokeniser"
+        return Verdict("fail", STOP_RULE, reason)
+    reason = (
+        f"{quote(text)} where {quote(cut)} was expected before {stop!r}: the same question had two"
+        " answers; look at sampling and the prefix cache"
+    )
+    return Verdict("inconclusive", STOP_RULE, reason)
+
+
 def one_token(text: str, completion_tokens: int) -> Verdict:
     """Demand that an answer limited to one token have text, and that one token be accounted."""
     rule = "max_new_tokens=1 gives one token with text"
@@ -95,6 +138,19 @@ def one_token(text: str, completion_tokens: int) -> Verdict:
         return Verdict("pass", rule, f"one token, {quote(text)}", numbers)
     reason = f"{completion_tokens} tokens, text {quote(text)}; look at the one-step decode path"
     return Verdict("fail", rule, reason, numbers)
+
+
+def _looped_share(words: Sequence[str]) -> float:
+    """Return the share of the words in the longest loop at the end, 0 without three rounds."""
+    longest = 0
+    for period in range(1, len(words) // 3 + 1):
+        end = len(words)
+        while end > period and words[end - 1] == words[end - 1 - period]:
+            end -= 1
+        covered = len(words) - end + period
+        if covered >= max(3 * period, _FEWEST_LOOPED):
+            longest = max(longest, covered)
+    return longest / len(words) if words else 0.0
 
 
 def _top_share(sequence: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ Number = float | int | str | bool | None
 
 # From best to worst. A proven fault outranks a measurement that went wrong beside it: the fault
 # would still be there after the measurement is repeated.
-_SEVERITY: Final[tuple[Outcome, ...]] = ("not_applicable", "pass", "inconclusive", "error", "fail")
+SEVERITY: Final[tuple[Outcome, ...]] = ("not_applicable", "pass", "inconclusive", "error", "fail")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """
     if not verdicts:
         raise ValueError("there is no verdict to join")
-    ranked = sorted(verdicts, key=lambda verdict: -_SEVERITY.index(verdict.outcome))
+    ranked = sorted(verdicts, key=lambda verdict: -SEVERITY.index(verdict.outcome))
     numbers: dict[str, Number] = {}
     for verdict in verdicts:
         numbers.update(verdict.numbers)

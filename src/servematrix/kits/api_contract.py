@@ -13,9 +13,13 @@ _MAX_TOKENS = 16
 
 
 class BasicAPIContractMixin(Kit):
-    """Health endpoints, information endpoints, and the OpenAI `/v1` surface."""
+    """Health endpoints, information endpoints, and the OpenAI `/v1` surface.
+
+    The timeout, in seconds, ends every request that generates.
+    """
 
     kit: ClassVar[str] = _KIT
+    api_contract_timeout: float = 60.0
 
     @concludes(_KIT)
     def test_health(self) -> Verdict:
@@ -26,7 +30,7 @@ class BasicAPIContractMixin(Kit):
     @concludes(_KIT)
     def test_health_generate(self) -> Verdict:
         """Guards against a scheduler that accepts work and cannot finish a single token."""
-        self.client.health_generate()
+        self.client.health_generate(timeout=self.api_contract_timeout)
         return Verdict("pass", "/health_generate answers 200", "status 200")
 
     @concludes(_KIT)
@@ -65,7 +69,8 @@ class BasicAPIContractMixin(Kit):
                 "messages": [{"role": "user", "content": "Greet me with one word."}],
                 "temperature": 0.0,
                 "max_tokens": _MAX_TOKENS,
-            }
+            },
+            timeout=self.api_contract_timeout,
         )
         return self.__completes("/v1/chat/completions", answers.ChatCompletion, body)
 
@@ -78,7 +83,8 @@ class BasicAPIContractMixin(Kit):
                 "prompt": "The capital of France is",
                 "temperature": 0.0,
                 "max_tokens": _MAX_TOKENS,
-            }
+            },
+            timeout=self.api_contract_timeout,
         )
         return self.__completes("/v1/completions", answers.Completion, body)
 

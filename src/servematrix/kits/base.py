@@ -134,6 +134,10 @@ class Kit:
     def _kit_generate(self, prompt: str, max_new_tokens: int, timeout: float) -> answers.Generated:
         """Return a greedy answer of `/generate`; raises `MalformedAnswer` where it is not whole."""
         body = self.client.generate(prompt, max_new_tokens=max_new_tokens, timeout=timeout)
+        return self._kit_parsed(body)
+
+    def _kit_parsed(self, body: dict[str, Any]) -> answers.Generated:
+        """Return an answer of `/generate` as its model; raises `MalformedAnswer`."""
         parsed = answers.parse(answers.Generated, body)
         if isinstance(parsed, str):
             raise MalformedAnswer(f"/generate: {parsed}; it was {self.client.excerpt(body)}")

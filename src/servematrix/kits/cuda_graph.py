@@ -26,11 +26,13 @@ class CudaGraphMixin(Kit):
     """Decode passes with and without a CUDA graph at a batch of 1, the largest captured, and above.
 
     `cuda_graph_expected` is `on` or `off` where the configuration wants one of them, None where the
-    server's own account is to be believed. Lengths in tokens, the timeout in seconds.
+    server's own account is to be believed; `cuda_graph_required` makes an error of what cannot be
+    measured. Lengths in tokens, the timeout in seconds.
     """
 
     kit: ClassVar[str] = _KIT
     cuda_graph_expected: Expected | None = None
+    cuda_graph_required: bool = False
     cuda_graph_tokens: int = 96
     cuda_graph_timeout: float = 120.0
 
@@ -41,11 +43,10 @@ class CudaGraphMixin(Kit):
         if info.get("device") == "cpu":
             return Verdict("not_applicable", _RULE, "the server runs on a CPU: no CUDA graphs")
         if not scrapes.served(self.client):
-            reason = "no /metrics: start the server with --enable-metrics"
-            return Verdict("not_applicable", _RULE, reason)
+            return self.__unmeasured("no /metrics: start the server with --enable-metrics")
         first = self.__passes(1)
         if first is None:
-            return Verdict("not_applicable", _RULE, self.__no_counter())
+            return self.__unmeasured(self.__no_counter())
         enabled, max_bs = _configured(info)
         more = [self.__passes(batch) for batch in _batches(info, enabled, max_bs)]
         passes = [first, *(one for one in more if one is not None)]
@@ -59,6 +60,12 @@ class CudaGraphMixin(Kit):
             passes, enabled=enabled, max_bs=max_bs, expected=self.cuda_graph_expected
         )
         return replace(verdict, numbers={**verdict.numbers, "decode_tokens_per_s": alone})
+
+    def __unmeasured(self, reason: str) -> Verdict:
+        if not self.cuda_graph_required:
+            return Verdict("not_applicable", _RULE, reason)
+        asked = "although the server was started with --enable-metrics"
+        return Verdict("error", _RULE, f"{reason}; {asked}")
 
     def __passes(self, batch: int) -> Passes | None:
         """Count the decode passes of `batch` equal requests sent as one; None without a counter."""

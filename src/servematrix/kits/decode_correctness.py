@@ -12,6 +12,9 @@ from servematrix.kits.base import Kit, concludes
 
 _KIT = "decode_correctness"
 _PARIS = "Q: What is the capital of France?\nA:"
+_STORY = "Continue this story. On a sunny day in the park,"
+_STOPPED_TOKENS = 32
+"""Few, so that the same question is unlikely to get two answers."""
 
 PROBES: dict[str, str] = {
     "capital_france": "name the capital of France",
@@ -87,8 +90,7 @@ class BasicDecodeCorrectnessMixin(Kit):
     @_probe
     def test_ascii_ratio(self) -> Verdict:
         """Guards against token salad: weights loaded wrongly, or sampling from noise."""
-        prompt = "Continue this story. On a sunny day in the park,"
-        return gate.readable(self.__answer(prompt, self.sanity_max_new_tokens_long))
+        return gate.readable(self.__answer(_STORY, self.sanity_max_new_tokens_long))
 
     @concludes(_KIT)
     @_probe
@@ -109,6 +111,22 @@ class BasicDecodeCorrectnessMixin(Kit):
         """Guards against step counting that fails where prefill is followed by no decoding."""
         answer = self._kit_generate(_PARIS, 1, self.decode_correctness_timeout)
         return gate.one_token(answer.text, answer.meta_info.completion_tokens)
+
+    @concludes(_KIT)
+    def test_stop_string(self) -> Verdict:
+        """Guards against answers that run past the stop string that an application relies on."""
+        whole = self.__answer(_STORY, _STOPPED_TOKENS)
+        stop = gate.stop_within(whole)
+        if stop is None:
+            reason = f"the model says too little to stop it in the middle: {gate.quote(whole)}"
+            return Verdict("not_applicable", gate.STOP_RULE, reason)
+        body = self.client.generate(
+            _STORY,
+            max_new_tokens=_STOPPED_TOKENS,
+            stop=stop,
+            timeout=self.decode_correctness_timeout,
+        )
+        return gate.stopped(self._kit_parsed(body).text, whole=whole, stop=stop)
 
     def __answer(self, prompt: str, max_new_tokens: int | None = None) -> str:
         limit = max_new_tokens or self.sanity_max_new_tokens_short

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from servematrix.client import MalformedAnswer
 from servematrix.gates import accept_length, occupancy, throughput, trace
+from servematrix.gates.ranks import every_rank
 from servematrix.gates.verdict import Number, Verdict, worst
 from servematrix.gates.windows import Reduction, Scrape
 from servematrix.kits import answers, scrapes
@@ -60,6 +61,29 @@ class _Server:
     algorithm: str | None
     context: int | None
     version: str | None
+    dp_ranks: Sequence[int | None] = (None,)
+    """The data-parallel ranks to send to; None where there is one and nothing to choose."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one long request gave: the verdict, and the trace where it came to one."""
+
+    verdict: Verdict
+    watched: scrapes.Watched | None = None
+    ended: Ended | None = None
+
+    def trace(self) -> dict[str, Any] | None:
+        """The trace in the form of recordings."""
+        if self.watched is None or self.ended is None:
+            return None
+        return {
+            "elapsed_s": self.ended.elapsed_s,
+            "meta_info": self.ended.meta,
+            "stopped_early": self.ended.stopped,
+            "failed_scrapes": self.watched.failed,
+            "samples": trace.rows(self.watched.scrapes),
+        }
 
 
 class FwdOccupancyMixin(Kit):
@@ -90,6 +114,8 @@ class FwdOccupancyMixin(Kit):
     """Whether the request is aborted as soon as its windows are clear. With speculation it never
     is: the accept length is that of the whole request, and occupancy rises while it runs."""
     fwd_occupancy_timeout: float = 600.0
+    fwd_occupancy_required: bool = False
+    """Whether a server without /metrics is an error; set it where metrics are configured."""
     fwd_occupancy_speculation_required: bool = False
     """Whether a server that does not speculate fails; set it where speculation is configured."""
     fwd_occupancy_baseline: throughput.Baseline | None = None
@@ -98,14 +124,23 @@ class FwdOccupancyMixin(Kit):
     @concludes(_KIT, faults="error")
     def test_fwd_occupancy(self) -> Verdict:
         """Guards against host overhead that starves the GPU, and drafts that are never accepted."""
-        client = self.client
-        if not scrapes.served(client):
-            return occupancy.unmeasurable(metrics_served=False)
+        if not scrapes.served(self.client):
+            required = self.fwd_occupancy_required
+            return occupancy.unmeasurable(metrics_served=False, required=required)
         server = self.__ask_server()
+        parts = [self.__measure(server, rank) for rank in server.dp_ranks]
+        self.__report(parts, server)
+        verdicts = [part.verdict for part in parts]
+        return verdicts[0] if len(verdicts) == 1 else every_rank(verdicts)
+
+    def __measure(self, server: _Server, dp_rank: int | None) -> _Part:
+        """Watch one long request, on the data-parallel rank where there are several."""
+        client, limits = self.client, self.__limits(server)
         warmup = client.generate(
             f"First, {self.fwd_occupancy_prompt}",
             max_new_tokens=self.fwd_occupancy_warmup_max_new_tokens,
             ignore_eos=True,
+            dp_rank=dp_rank,
             timeout=self.fwd_occupancy_timeout,
         )
         before = scrapes.before(client, self.fwd_occupancy_scrape_interval)
@@ -118,14 +153,14 @@ class FwdOccupancyMixin(Kit):
             context=server.context,
         )
         if unfit is not None:
-            return unfit
+            return _Part(unfit)
         request = LongRequest(
             client,
             self.fwd_occupancy_prompt,
             self.fwd_occupancy_max_new_tokens,
             self.fwd_occupancy_timeout,
+            dp_rank,
         )
-        limits = self.__limits(server)
         stops = self.fwd_occupancy_stop_early and server.algorithm is None
 
         def clear(seen: Sequence[Scrape]) -> bool:
@@ -148,9 +183,7 @@ class FwdOccupancyMixin(Kit):
                 self.fwd_occupancy_stream_max_new_tokens,
                 self.fwd_occupancy_timeout,
             )
-        verdict = self.__judge(server, limits, watched, ended, timing)
-        self.__report(verdict, server, watched, ended)
-        return verdict
+        return _Part(self.__judge(server, limits, watched, ended, timing), watched, ended)
 
     def __limits(self, server: _Server) -> occupancy.Limits:
         return occupancy.Limits(
@@ -166,11 +199,13 @@ class FwdOccupancyMixin(Kit):
     def __ask_server(self) -> _Server:
         info = self._kit_server_info()
         listing = answers.parse(answers.ModelListing, self.client.models())
+        dp_size = int(info.get("dp_size") or 1)
         return _Server(
             decode_log_interval=int(info.get("decode_log_interval") or DECODE_LOG_INTERVAL),
             algorithm=info.get("speculative_algorithm") or None,
             context=None if isinstance(listing, str) else listing.data[0].max_model_len,
             version=info.get("version"),
+            dp_ranks=range(dp_size) if dp_size > 1 else (None,),
         )
 
     def __judge(
@@ -218,10 +253,25 @@ class FwdOccupancyMixin(Kit):
             verdicts += throughput.compare(found, self.fwd_occupancy_baseline)
         return worst(verdicts)
 
-    def __report(
-        self, verdict: Verdict, server: _Server, watched: scrapes.Watched, ended: Ended
-    ) -> None:
-        """Print the table and hand numbers and trace to the reporter, before anything concludes."""
+    def __report(self, parts: Sequence[_Part], server: _Server) -> None:
+        """Print a table and hand on numbers and traces, before anything concludes."""
+        for part in parts:
+            if part.ended is not None:
+                self.__tabulate(part.verdict)
+        traces = [found for part in parts if (found := part.trace()) is not None]
+        if not traces:
+            return
+        self.attach(
+            "trace",
+            {
+                "server": {"version": server.version, "speculative_algorithm": server.algorithm},
+                "scrape_interval_s": self.fwd_occupancy_scrape_interval,
+                "decode_log_interval": server.decode_log_interval,
+                "traces": traces,
+            },
+        )
+
+    def __tabulate(self, verdict: Verdict) -> None:
         table = Table("one request alone", "value", "unit", title="Forward occupancy")
         for name, unit in _ROWS:
             value = verdict.numbers.get(name)
@@ -229,23 +279,6 @@ class FwdOccupancyMixin(Kit):
             table.add_row(name.replace("_", " "), "-" if value is None else shown, unit)
             self.measure(name, value, unit)
         Console(file=sys.stdout).print(table)
-        self.attach(
-            "trace",
-            {
-                "server": {"version": server.version, "speculative_algorithm": server.algorithm},
-                "scrape_interval_s": self.fwd_occupancy_scrape_interval,
-                "decode_log_interval": server.decode_log_interval,
-                "traces": [
-                    {
-                        "elapsed_s": ended.elapsed_s,
-                        "meta_info": ended.meta,
-                        "stopped_early": ended.stopped,
-                        "failed_scrapes": watched.failed,
-                        "samples": trace.rows(watched.scrapes),
-                    }
-                ],
-            },
-        )
 
 
 def _prompt_tokens(answer: dict[str, Any]) -> int:

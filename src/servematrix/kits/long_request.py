@@ -68,12 +68,20 @@ class LongRequest(threading.Thread):
     `sent` is when it was started, on `time.monotonic`.
     """
 
-    def __init__(self, client: Client, prompt: str, max_new_tokens: int, timeout: float) -> None:
+    def __init__(
+        self,
+        client: Client,
+        prompt: str,
+        max_new_tokens: int,
+        timeout: float,
+        dp_rank: int | None = None,
+    ) -> None:
         super().__init__(name="long-request", daemon=True)
         self.ended = threading.Event()
         self.sent = 0.0
         self._client = client
         self._prompt, self._max_new_tokens, self._timeout = prompt, max_new_tokens, timeout
+        self._dp_rank = dp_rank
         self._rid = f"servematrix-{uuid.uuid4().hex}"
         self._stopped = False
         self._answer: dict[str, Any] = {}
@@ -93,6 +101,7 @@ class LongRequest(threading.Thread):
                 max_new_tokens=self._max_new_tokens,
                 ignore_eos=True,
                 rid=self._rid,
+                dp_rank=self._dp_rank,
                 timeout=self._timeout,
             )
         except ClientError as error:

@@ -36,11 +36,16 @@ _FILLER = (
     "The captain has made this crossing four times a day for eleven years. "
 )
 _CONTEXT_SHARE = 0.75
+_AT_ONCE = 16
+"""Requests at once while many are sent; a small batch for any GPU."""
+_ENOUGH = 32
+"""Unserved requests after which the rest is not sent: each may have taken the whole timeout."""
 
 
 class BasicSchedulerStressMixin(Kit):
-    """Streaming, eight questions at once, and a prompt longer than one chunk of prefill.
+    """Streaming, eight questions at once, many requests, and a prompt longer than one chunk.
 
+    `scheduler_stress_requests` is how many small requests must all be served.
     `scheduler_stress_long_prompt_tokens` is the length of the long prompt where the server's
     context allows it; the timeout, in seconds, ends every request.
     `scheduler_stress_knows_capitals` is False for a model that cannot name them: its answers are
@@ -49,6 +54,7 @@ class BasicSchedulerStressMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     scheduler_stress_long_prompt_tokens: int = 8192
+    scheduler_stress_requests: int = 700
     scheduler_stress_knows_capitals: bool = True
     scheduler_stress_timeout: float = 120.0
     sanity_max_new_tokens_short: int = 64
@@ -103,6 +109,26 @@ class BasicSchedulerStressMixin(Kit):
             cached_tokens=meta.cached_tokens,
             context=context,
         )
+
+    @concludes(_KIT)
+    def test_many_requests(self) -> Verdict:
+        """Guards against a server that answers nearly every request, and drops some under load."""
+        problems: list[str] = []
+
+        def ask(number: int) -> bool:
+            if len(problems) >= _ENOUGH:
+                return False
+            try:
+                self.__generate(f"Request {number}: {_PARIS}", 1)
+            except ClientError as error:
+                problems.append(str(error))
+            return True
+
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="request") as pool:
+            asked = sum(pool.map(ask, range(self.scheduler_stress_requests)))
+        self.measure("many_requests", asked, "requests")
+        self.measure("many_unanswered", len(problems), "requests")
+        return load.all_served(problems, asked)
 
     def __ask(self, country: str) -> str:
         prompt = f"{_SHARED}Q: What is the capital of {country}?\nA:"

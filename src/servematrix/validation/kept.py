@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from servematrix import config as configs
 from servematrix import outside, records
 from servematrix.exit_codes import Exit
+from servematrix.folders import LOCK
 from servematrix.records import RecordsError
 from servematrix.validation.judging import Defect, Finding, defects
 from servematrix.validation.servers import KnownServer
@@ -104,7 +105,7 @@ def pack(run: Path, folder: Path) -> None:
     try:
         (folder / records.FILE).write_text("".join(lines), encoding="utf-8")
         for file in sorted(run.rglob("*")):
-            if file.is_file() and file.name != records.FILE:
+            if file.is_file() and file.name not in (records.FILE, LOCK):
                 kept = folder / f"{file.relative_to(run)}.gz"
                 kept.parent.mkdir(exist_ok=True)
                 # no time within, so that equal content gives equal files
@@ -158,7 +159,7 @@ def _row(entry: _Entry, folder: Path) -> Row:
     if not (folder / records.FILE).exists():
         return Row(server, "no result", "the validation ended before this server's run did")
     kinds: dict[str, list[dict[str, Any]]] = {}
-    for record in records.read(folder):
+    for record in records.standing(records.read(folder)):
         kinds.setdefault(record["kind"], []).append(record)
     run, cells = kinds["run"][0], kinds.get("cell", [])
     verdicts = kinds.get("verdict", [])

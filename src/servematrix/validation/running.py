@@ -211,7 +211,7 @@ def _run(one: Prepared, folder: Path) -> bool:
     runs = folder / "run"
     assert one.command is not None, "only these are run"
     whole, ending = guarded_run(one.command.with_options(f"--results={runs}"), folder / OUTPUT)
-    found = [path for path in runs.glob("*") if not path.is_symlink()]
+    found = [path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()]
     try:
         if not found:
             raise RecordsError("it left no records")
@@ -249,4 +249,4 @@ def guarded_run(command: Command, output: Path) -> tuple[bool, str]:
                 guard.terminate()
                 guard.wait()
     ending, _ = guard.communicate()
-    return whole, ending.strip()
+    return whole, ending.partition("\n")[0].strip()

@@ -21,6 +21,7 @@ import uvicorn
 from servematrix.engines.reference import arguments, language
 from servematrix.engines.reference.app import build
 from servematrix.engines.reference.arguments import StartError
+from servematrix.engines.reference.faults.starting import before_listening
 from servematrix.engines.reference.information import ENGINE, VERSION
 from servematrix.engines.reference.service import Service
 
@@ -47,11 +48,12 @@ def main() -> int:
     logger.info("%s %s, server_args=%s", ENGINE, VERSION, shown)
     try:
         arguments.check_model(options)
+        held = before_listening(options.fault)
         listener = _listen(options.host, options.port)
     except StartError as error:
         logger.error("Cannot start: %s", error)
         return 1
-    with listener:
+    with listener, held or contextlib.nullcontext():
         model = language.load()
         logger.info(
             "Load weight end. A language model of %d tokens of memory instead of %s.",

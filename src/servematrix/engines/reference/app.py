@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from servematrix.engines.reference import information, native, openai
 from servematrix.engines.reference.exchange import json_answer
+from servematrix.engines.reference.faults.front import FaultyFront
 from servematrix.engines.reference.schemas import (
     BadRequestError,
     InvalidBodyError,
@@ -61,6 +62,8 @@ def build(service: Service) -> Starlette:
         middleware.append(Middleware(_Counted, telemetry=service.telemetry))
     if service.options.api_key:
         middleware.append(Middleware(_Keyed, key=service.options.api_key))
+    if service.faults:
+        middleware.append(Middleware(FaultyFront, faults=service.faults))
     app = Starlette(
         routes=ROUTES,
         middleware=middleware,

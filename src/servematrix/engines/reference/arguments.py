@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from servematrix.engines.reference.device import DEFAULT_TIME_SCALE
+from servematrix.engines.reference.faults.catalogue import UnknownFaultError
+from servematrix.engines.reference.faults.catalogue import parse as parse_faults
 
 API_KEY_VARIABLE = "SERVEMATRIX_API_KEY"
 DEVICE_TIMER_VARIABLE = "SGLANG_ENABLE_METRICS_DEVICE_TIMER"
 HIDDEN = "***"
+OWN = ("time_scale", "fault")
+"""Arguments that SGLang does not have; a server does not tell its faults."""
 DEFAULT_CONTEXT = 16_384
 DEFAULT_CAPACITY = 262_144
 DEFAULT_RUNNING = 256
@@ -47,6 +51,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if options.speculative_algorithm is not None:
         _check_speculation(parser, options)
+    try:
+        options.fault = parse_faults(options.fault)
+    except UnknownFaultError as error:
+        parser.error(f"--fault: {error}")
     if options.api_key is None:
         options.api_key = os.environ.get(API_KEY_VARIABLE) or None
     options.served_model_name = options.served_model_name or options.model_path
@@ -73,7 +81,7 @@ def as_server_info(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments under SGLang's names: the recorded defaults with what was given on top."""
     recorded = resources.files(__package__).joinpath("server_arguments.json")
     info: dict[str, Any] = json.loads(recorded.read_text(encoding="utf-8"))
-    given = {name: value for name, value in vars(options).items() if name != "time_scale"}
+    given = {name: value for name, value in vars(options).items() if name not in OWN}
     batch = options.cuda_graph_max_bs_decode
     given["tokenizer_path"] = options.model_path
     given["api_key"] = HIDDEN if options.api_key else None
@@ -145,6 +153,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive_number,
         default=DEFAULT_TIME_SCALE,
         help="simulated seconds per real second; not a flag of SGLang",
+    )
+    add(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="be wrong in this way (`servematrix faults` lists them); several with commas; not a "
+        "flag of SGLang",
     )
     return parser
 

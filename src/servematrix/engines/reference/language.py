@@ -40,7 +40,7 @@ class LanguageModel:
             raise ValueError(f"order is {order}; give 1 to {_LARGEST_ORDER} tokens of context")
         self.tokenizer = tokenizer
         self.order = order
-        self._automaton = automaton
+        self.automaton = automaton
         (self._question,) = tokenizer.encode("?")
         self._line_ends = frozenset(tokenizer.encode("\n" + MESSAGE_END))
 
@@ -51,25 +51,25 @@ class LanguageModel:
     def advance(self, state: State, token: int) -> State:
         """Return the state after one more token."""
         context, asked = state
-        context = self._automaton.follow(context, token, self.order)
+        context = self.automaton.follow(context, token, self.order)
         if token == self._question:
             return context, context
         if asked is not None and token in self._line_ends:
-            other = self._automaton.follow(asked, token, self.order)
+            other = self.automaton.follow(asked, token, self.order)
             return (other if other[1] > context[1] else context), None
         return context, asked
 
     def logprob(self, state: State, token: int) -> float:
         """Return the natural logarithm of P(token | state); finite for every token."""
-        return math.log(self._automaton.probability(state[0], token))
+        return math.log(self.automaton.probability(state[0], token))
 
     def top(self, state: State, k: int) -> list[tuple[float, int]]:
         """Return the `k` most probable tokens as (log-probability, token), ties by token."""
         context = state[0]
         if k == 1:
-            best = [self._automaton.best(context)]
+            best = [self.automaton.best(context)]
         else:
-            best = list(itertools.islice(self._automaton.ranking(context), k))
+            best = list(itertools.islice(self.automaton.ranking(context), k))
         return [(math.log(-cost), token) for cost, token in best]
 
     def sample(
@@ -81,11 +81,11 @@ class LanguageModel:
         """
         context = state[0]
         if temperature <= 0 or top_k == 1:
-            return self._automaton.best(context)[1]
+            return self.automaton.best(context)[1]
         exponent = 1 / temperature
-        total = self._automaton.power_sum(context, exponent)
+        total = self.automaton.power_sum(context, exponent)
         weighted: Iterator[tuple[float, int]] = (
-            (math.pow(-cost, exponent), token) for cost, token in self._automaton.ranking(context)
+            (math.pow(-cost, exponent), token) for cost, token in self.automaton.ranking(context)
         )
         if top_k > 1:
             weighted = itertools.islice(weighted, top_k)

@@ -34,14 +34,14 @@ async def generate(request: Request) -> Response:
     try:
         sequences, single = _sequences(service, parameters)
         if not parameters.stream:
-            await service.submit(sequences)
+            await service.submit(sequences, parameters.routed_dp_rank)
     except BadRequestError as error:
         if not parameters.stream:
             raise
         return exchange.event_answer(_refusal(error))
     with_text = parameters.return_text_in_logprobs
     if parameters.stream:
-        return exchange.event_answer(_stream(service, sequences, single, with_text))
+        return exchange.event_answer(_stream(service, sequences, single, parameters))
     if not await exchange.finished(request, sequences):
         return Response(status_code=exchange.CLIENT_GONE)
     tokenizer = service.model.tokenizer
@@ -86,7 +86,7 @@ async def _refusal(error: BadRequestError) -> AsyncIterator[bytes]:
 
 
 async def _stream(
-    service: Service, sequences: list[Sequence], single: bool, with_text: bool
+    service: Service, sequences: list[Sequence], single: bool, body: GenerateBody
 ) -> AsyncIterator[bytes]:
     changed = asyncio.Event()
     streams = []
@@ -96,12 +96,12 @@ async def _stream(
             EventStream(
                 sequence,
                 service.model.tokenizer,
-                with_text=with_text,
+                with_text=body.return_text_in_logprobs,
                 index=None if single else index,
             )
         )
     try:
-        await service.submit(sequences)
+        await service.submit(sequences, body.routed_dp_rank)
         while not all(stream.complete for stream in streams):
             await changed.wait()
             changed.clear()

@@ -55,6 +55,7 @@ class GenerateBody(_Body):
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
     return_text_in_logprobs: bool = False
+    routed_dp_rank: int | None = None
     stream: bool = False
     input_embeds: Any = None
     image_data: Any = None

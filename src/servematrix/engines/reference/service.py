@@ -13,10 +13,16 @@ import random
 import time
 import uuid
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from servematrix.engines.reference import arguments
 from servematrix.engines.reference.device import Device, Setup
+from servematrix.engines.reference.faults import models, setups
+from servematrix.engines.reference.faults.accounts import FaultyLedger
+from servematrix.engines.reference.faults.catalogue import Faults
+from servematrix.engines.reference.faults.scheduling import FaultyScheduler
+from servematrix.engines.reference.faults.speculation import FaultySpeculator
 from servematrix.engines.reference.ledger import Ledger
 from servematrix.engines.reference.scheduler import Limits, Scheduler
 from servematrix.engines.reference.schemas import BadRequestError
@@ -42,7 +48,8 @@ class Service:
         draft: LanguageModel | None = None,
     ) -> None:
         self.options = options
-        self.model = model
+        self.faults: Faults = options.fault
+        self.model = models.put_into(model, self.faults)
         self.started = time.time()
         context = options.context_length or arguments.DEFAULT_CONTEXT
         self.limits = Limits(
@@ -52,10 +59,10 @@ class Service:
             chunk=options.chunked_prefill_size if options.chunked_prefill_size > 0 else context,
             prefix_cache=not options.disable_radix_cache,
         )
-        timer = arguments.device_timer()
+        timer = arguments.device_timer() and "timer-off" not in self.faults
         self.telemetry = (
             Telemetry(options.served_model_name, ranks=options.dp_size, device_timer=timer)
-            if options.enable_metrics
+            if options.enable_metrics and "metrics-off" not in self.faults
             else None
         )
         self.schedulers = [self._scheduler(rank, draft, timer) for rank in range(options.dp_size)]
@@ -64,20 +71,27 @@ class Service:
         self.tasks: list[asyncio.Task[None]] = []  # the schedulers' loops
 
     def _scheduler(self, rank: int, draft: LanguageModel | None, timer: bool) -> Scheduler:
-        options = self.options
+        options, faults = self.options, self.faults
+        if "speculation-off" in faults:
+            draft = None
         steps = options.speculative_num_steps if draft is not None else 0
         device = Device(
-            Setup(
-                overlap=not options.disable_overlap_schedule,
-                graphs=not options.disable_cuda_graph,
-                graph_max_batch=options.cuda_graph_max_bs_decode,
-                draft_steps=steps,
-                time_scale=options.time_scale,
-                seed=options.random_seed + rank,
+            setups.put_into(
+                Setup(
+                    overlap=not options.disable_overlap_schedule,
+                    graphs=not options.disable_cuda_graph,
+                    graph_max_batch=options.cuda_graph_max_bs_decode,
+                    draft_steps=steps,
+                    time_scale=options.time_scale,
+                    seed=options.random_seed + rank,
+                ),
+                faults,
+                rank,
             )
         )
         metrics = self.telemetry.ranks[rank] if self.telemetry is not None else None
-        ledger = Ledger(
+        make_ledger = partial(FaultyLedger, faults) if faults else Ledger
+        ledger = make_ledger(
             metrics, interval=options.decode_log_interval, device_timer=timer, draft_tokens=steps
         )
         if metrics is not None:
@@ -87,8 +101,12 @@ class Service:
             metrics.set("context_len", self.limits.context)
             metrics.set("spec_num_steps", steps)
             metrics.set("spec_num_draft_tokens", steps + 1 if steps else 0)
-        speculator = None if draft is None else Speculator(self.model, draft, steps)
-        return Scheduler(self.model, device, ledger, self.limits, speculator)
+        speculator: Speculator | None = None
+        if draft is not None:
+            make_speculator = partial(FaultySpeculator, faults=faults) if faults else Speculator
+            speculator = make_speculator(self.model, draft, steps)
+        make_scheduler = partial(FaultyScheduler, faults) if faults else Scheduler
+        return make_scheduler(self.model, device, ledger, self.limits, speculator)
 
     # ---------------------------------------------------------------- life
     def start(self) -> None:
@@ -200,18 +218,22 @@ class Service:
         if sequences > LARGEST_BATCH:
             raise BadRequestError(f"A request may hold {LARGEST_BATCH} sequences at most.")
 
-    async def submit(self, sequences: list[Sequence]) -> None:
-        """Queues the sequences of one request; raises BadRequestError for a request id in use.
+    async def submit(self, sequences: list[Sequence], rank: int | None = None) -> None:
+        """Queues the sequences of one request, on ``rank`` if that is named.
+
+        Raises BadRequestError for a request id in use, and for a rank that is not there.
 
         Where several continue the same prompt (``n``), the prompt is computed once first, so
         that all of them find it in the cache; SGLang does the same.
         """
+        if rank is not None and not 0 <= rank < len(self.schedulers):
+            raise BadRequestError(f"routed_dp_rank={rank} is out of range.")
         known = {sequence.rid for sequence in self.live}
         for sequence in sequences:
             if sequence.rid in known:
                 raise BadRequestError(f"Duplicate request ID detected: {sequence.rid}")
             known.add(sequence.rid)
-        turn = next(self._turns)
+        turn = next(self._turns) if rank is None else rank
         shared = {id(item.prompt): item for item in sequences if item.sampling.n > 1}
         first = [self.sequence(item.prompt, Sampling(max_new_tokens=0)) for item in shared.values()]
         for sequence in first:
@@ -220,7 +242,7 @@ class Service:
         for sequence in first:
             await sequence.wait_finished()
         for number, sequence in enumerate(sequences):
-            if number and not first:
+            if number and not first and rank is None:
                 turn = next(self._turns)
             if len(self.schedulers) > 1:
                 sequence.rank = turn
