@@ -306,6 +306,7 @@ path = "org/model"
 enable-metrics = true
 [environment]
 SGLANG_ENABLE_METRICS_DEVICE_TIMER = "1"
+https_proxy = "http://me:planted-key@127.0.0.1:1"
 [kits.hellaswag]
 num_questions = 100
 num_shots = 2
@@ -369,6 +370,7 @@ def test_a_later_run_is_held_to_what_was_calibrated(
         assert "servematrix: baseline" not in output.read_text(), "a repeat is held to nothing"
     path = Path("baselines/mine/reference.json")
     assert baselines.load(path).provenance.simulated
+    assert "planted-key" not in path.read_text()
 
     def later(*options: str) -> pytest.RunResult:
         return pytester.runpytest_subprocess(

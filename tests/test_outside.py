@@ -49,6 +49,7 @@ def test_a_record_names_no_file_outside_its_run(run: Run, way: str) -> None:
 
 
 def test_a_record_names_files_of_its_run(run: Run) -> None:
+    run.become_latest()
     path = run.attach("items", ["mine"])
     assert records.attached(run.folder, path) == ["mine"]
     assert records.attached(run.folder.parent / "latest", path) == ["mine"]
@@ -141,7 +142,7 @@ def test_a_line_without_an_end_is_not_read(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(outside, "MOST_BYTES", 1_000_000)
     with (run.folder / records.FILE).open("a") as file:
         file.write('{"kind": "x", "text": "' + "x" * 2_000_000 + '"}\n')
-    with pytest.raises(RecordsError, match="line 2: not JSON"):
+    with pytest.raises(RecordsError, match="more than 1 MB"):
         list(records.read(run.folder))
 
 
@@ -188,8 +189,23 @@ def test_latest_is_replaced_and_never_followed(tmp_path: Path) -> None:
     run = Run.create(results, "mine")
     run.write("run")
     run.attach("x", {})
+    run.become_latest()
     assert list(elsewhere.iterdir()) == []
     assert (results / "latest").resolve() == run.folder.resolve()
+
+
+def test_nothing_is_cleaned_up_through_a_link(tmp_path: Path) -> None:
+    """A run folder from elsewhere may lie among ours; the next run cleans what killed ones left."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.part").write_text("")
+    run = Run.create(tmp_path / "results", "x")
+    run.write("run")
+    link(run.folder / "files", elsewhere)
+    link(tmp_path / "results" / "20261122-140010-mine-5e4a", elsewhere)
+    del run  # which holds its folder
+    Run.create(tmp_path / "results", "mine")
+    assert (elsewhere / "mine.part").exists()
 
 
 def test_a_label_is_no_path(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from servematrix.config import ConfigError, Place
 from servematrix.engines.base import Launch
 from servematrix.engines.embedded import EmbeddedEngine
 from servematrix.engines.flags import as_flags
+from servematrix.validation.running import Command, guarded_run
 
 BASE = """
 description = "for tests"
@@ -208,6 +209,14 @@ def test_a_change_from_a_variable_is_text_and_secret(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("MINE")
     with pytest.raises(ValueError, match="'MINE' is not set"):
         changes.parsed(change)
+
+
+def test_what_a_run_of_ours_prints_has_no_secret_however_short(tmp_path: Path) -> None:
+    command = Command([sys.executable, "-c", "import os; print(os.environ)"], {"SECRET_X": "k3y"})
+    assert guarded_run(command, tmp_path / "output.txt") == (True, "exit 0")
+    text = (tmp_path / "output.txt").read_text()
+    assert "SECRET_X" in text
+    assert "k3y" not in text
 
 
 def test_only_variables_are_set_from_a_variable(tmp_path: Path) -> None:

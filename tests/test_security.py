@@ -407,6 +407,7 @@ def test_bad_usage_gives_no_key_away(
 
 def test_bad_usage_of_a_run_gives_no_key_away(project: Project) -> None:
     command = ["pytest", "suites", "--config", "mine", "--set", "x.y=1", *project.changes]
+    command += ["--model", KEYS["HUB"] + "\n"]
     printed, watch = project.run(*command, status=4)
     assert "environment.SET_PASSWORD=***" in printed
     project.assert_silent(printed, watch)

@@ -123,7 +123,9 @@ def _clean(root: Path) -> tuple[Path, ...]:
     for pointer in root.glob(f"{_POINTER}*"):
         removed += _removed(pointer)
     for run in _runs(root):
-        left = [*run.glob(f"*{_PART}"), *run.glob(f"files/*{_PART}")]
+        # a folder from elsewhere may hold a link to where nothing is ours
+        inner = () if (run / "files").is_symlink() else run.glob(f"files/*{_PART}")
+        left = [*run.glob(f"*{_PART}"), *inner]
         empty = {path.name for path in run.iterdir()} <= {LOCK}
         if not left and not empty:
             continue

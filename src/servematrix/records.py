@@ -23,6 +23,7 @@ from typing import Any
 
 from servematrix import folders, outside
 from servematrix.folders import Busy, Held
+from servematrix.outside import TooLargeError
 from servematrix.redaction import Secrets
 
 SCHEMA = 1
@@ -187,8 +188,10 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     whole = 0
     try:
         with outside.within(folder, FILE).open("rb") as file:
-            # a line without an end would be read as a whole
+            # bounded: a line need not have an end
             while line := file.readline(outside.MOST_BYTES):
+                if len(line) == outside.MOST_BYTES:
+                    raise TooLargeError
                 if not line.endswith(b"\n"):
                     break
                 whole += 1

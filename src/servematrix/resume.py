@@ -153,7 +153,7 @@ def read(folder: Path, header: Record, hidden: Secrets) -> Kept:
         return _read(folder, header, hidden)
 
 
-def _read(folder: Path, header: Record, hidden: Sequence[str]) -> Kept:
+def _read(folder: Path, header: Record, hidden: Secrets) -> Kept:
     torn = records.is_torn(folder)
     found = records.standing(records.read(folder))
     _check_broken(folder, found)
