@@ -125,3 +125,9 @@ def typecheck(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The figures of the project, measured on this machine."""
     in_harness(session, "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def mutants(session: nox.Session) -> None:
+    """Would a test notice if a line of a gate or a kit said something else?"""
+    in_harness(session, "benchmarks.mutants", *session.posargs)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from wire import Behaviour, Wire
 
@@ -16,6 +16,10 @@ pytest_plugins = ["pytester"]
 # further
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
+# a few examples, not made smaller: thousands of mutants are run
+settings.register_profile(
+    "mutants", max_examples=20, derandomize=True, deadline=None, phases=[Phase.generate]
+)
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parent.parent

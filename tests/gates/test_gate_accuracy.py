@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,51 @@ def test_a_recorded_run_on_any_200_of_its_items_is_never_failed():
     assert not (proportions.upper_bound(k, 200, proportions.ALPHA) < 0.30).any()
 
 
+@pytest.mark.parametrize(
+    ("correct", "outcome", "needed"), [(165, "pass", 0), (97, "fail", 0), (121, "inconclusive", 1)]
+)
+def test_every_number_of_a_floor_is_stated(correct, outcome, needed):
+    verdict = accuracy.floor(correct, 200, threshold=0.6, alpha=0.002, miss=0.02, effect=0.2)
+    assert verdict.outcome == outcome
+    share = correct / 200
+    needs = {"floor_items_needed": verdict.numbers.get("floor_items_needed")} if needed else {}
+    assert verdict.numbers == {
+        "n": 200,
+        "correct": correct,
+        "accuracy": share,
+        "accuracy_low": pytest.approx(proportions.lower_bound(correct, 200, 0.02)),
+        "accuracy_high": pytest.approx(proportions.upper_bound(correct, 200, 0.002)),
+        "standard_error": pytest.approx(math.sqrt(share * (1 - share) / 200)),
+        "accuracy_threshold": 0.6,
+        "floor_alpha": 0.002,
+        "floor_miss": 0.02,
+        "floor_effect": 0.2,
+        "floor_power": verdict.power,
+        **needs,
+    }
+    power = accuracy.floor_power(200, threshold=0.6, accuracy=0.4, alpha=0.002)
+    assert (verdict.alpha, verdict.power) == (0.002, power)
+
+
+def test_the_items_that_are_asked_for_below_the_floor_do_fail():
+    needed = accuracy.floor(110, 200, threshold=0.6).numbers["floor_items_needed"]
+    assert accuracy.floor(round(0.55 * needed), needed, threshold=0.6).outcome == "fail"
+    fewer = int(needed * 0.9)
+    assert accuracy.floor(round(0.55 * fewer), fewer, threshold=0.6).outcome == "inconclusive"
+
+
+@pytest.mark.parametrize(("correct", "threshold"), [(0, 0.0), (200, 1.0)])
+def test_a_bound_on_the_floor_is_decided_by_no_number_of_items(correct, threshold):
+    verdict = accuracy.floor(correct, 200, threshold=threshold)
+    assert verdict.numbers["floor_items_needed"] is None
+
+
+def test_below_a_floor_of_all_items_lies_whoever_errs_once():
+    power = accuracy.floor_power(5, threshold=1.0, accuracy=0.5)
+    assert power == pytest.approx(1 - 0.5**5)
+    assert accuracy.floor_power(5, threshold=2.0, accuracy=1.5) == 1.0
+
+
 # -- agreement ----------------------------------------------------------------------------------
 
 
@@ -121,6 +167,26 @@ def test_a_recorded_run_on_any_200_of_its_items_is_never_failed():
 def test_agreement_allows_exactly_the_tolerance(single, outcome):
     assert accuracy.agreement(120, single, 200).outcome == outcome
     assert accuracy.agreement(single, 120, 200).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("single", "outcome", "difference"), [(3, "pass", 0.0), (1, "fail", 0.5), (4, "fail", 0.25)]
+)
+def test_agreement_states_both_counts_and_shares(single, outcome, difference):
+    verdict = accuracy.agreement(3, single, 4)
+    assert verdict.outcome == outcome
+    assert verdict.numbers == {
+        "correct_batch": 3,
+        "correct_single": single,
+        "accuracy_batch": 0.75,
+        "accuracy_single": single / 4,
+        "accuracy_difference": difference,
+    }
+
+
+def test_agreement_on_one_item_is_judged():
+    assert accuracy.agreement(1, 1, 1).outcome == "pass"
+    assert accuracy.agreement(1, 0, 1).outcome == "fail"
 
 
 def test_agreement_without_items_is_an_error():
@@ -209,3 +275,52 @@ def test_the_power_of_an_exact_test_of_a_share():
     power = proportions.exceeding_power(1000, 0.01, 0.02, 0.0005)
     k = np.random.default_rng(1).binomial(1000, 0.02, 100_000)
     assert power == pytest.approx((proportions.exceeding(k, 1000, 0.01) <= 0.0005).mean(), abs=0.01)
+
+
+def test_a_share_above_one_is_all():
+    assert proportions.exceeding_power(10, 0.01, 1.5, 0.001) == 1.0
+    assert proportions.exceeding_power(10, 0.01, -0.5, 0.001) == 0.0
+
+
+def test_power_where_every_item_changes_is_that_of_all_items():
+    assert proportions.mcnemar_power(10, 1.0, 0.0, 0.001) == 1.0  # 2 ** -10 < 0.001
+    assert proportions.mcnemar_power(9, 1.0, 0.0, 0.001) == 0.0
+    # a loss and flips that together are more than all: each item changes, 9 in 10 are lost
+    power = proportions.mcnemar_power(10, 1.2, 0.3, 0.001)
+    assert power == pytest.approx(0.9**10)
+
+
+def test_tangos_statistic_without_a_variance_is_infinite_or_nothing_and_warns_of_neither():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert proportions.tango(5, 0, 10, 1.0) == -math.inf
+        assert proportions.tango(10, 0, 10, 1.0) == 0.0
+
+
+def test_tangos_interval_ends_at_the_edge_where_the_statistic_never_gets_there():
+    assert proportions.tango_bounds(10, 0, 10, 0.4)[1] == 1.0
+    assert proportions.tango_bounds(0, 10, 10, 0.4)[0] == -1.0
+
+
+MANY = proportions.MANY
+
+
+@pytest.mark.parametrize(
+    ("n", "least", "found"),
+    [
+        (100, 1, 100),
+        (100, 150, 151),  # the steps of 1 % are 100, 101, 103, ..., 149, 151
+        (100, MANY, MANY),
+        (100, 1.01 * MANY, None),
+        (MANY, 1, MANY),
+        (MANY, 1.01 * MANY, None),
+    ],
+)
+def test_the_fewest_items_are_looked_for_up_to_as_many_as_anybody_takes(n, least, found):
+    def decided(many):
+        assert many.dtype == np.int64
+        return many > least if least > MANY else many >= least
+
+    assert proportions.fewest(n, decided) == (found and pytest.approx(found, rel=0.01 * (n < MANY)))
+    if found == 151:
+        assert proportions.fewest(n, decided) == 151

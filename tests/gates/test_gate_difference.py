@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from scipy.stats import binom
+from scipy.stats import nct as noncentral
 from scipy.stats import t as student
 
 from servematrix.gates import difference
@@ -116,3 +117,79 @@ def test_risks_and_power_are_as_stated() -> None:
     low, high = binom.interval(0.9999, runs, power)
     assert 0.3 < power < 0.95
     assert low <= share(2 * margin, "fail") <= high
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "outcome"),
+    [
+        ([2.0, 2.0, 2.0], [3.0, 3.1, 2.9], "fail"),
+        ([2.0, 2.0, 2.0], [2.0, 2.01, 2.02], "pass"),
+        ([2.0, 2.0, 2.0], [2.0, 2.2, 2.1], "inconclusive"),
+    ],
+)
+def test_every_number_of_a_comparison_is_stated(
+    a: Sequence[float], b: Sequence[float], outcome: str
+) -> None:
+    verdict = judge("itl_p50_ms", a, b, alpha=0.02, miss=0.04)
+    assert verdict.outcome == outcome
+    loss, error = np.mean(b) - 2.0, np.std(b, ddof=1) / math.sqrt(3)
+    needs = {"pairs_needed": verdict.numbers.get("pairs_needed")}
+    power = noncentral.sf(student.isf(0.02, 2), 2, 0.1 / error)
+    assert verdict.numbers == {
+        "n": 3,
+        "mean_a": 2.0,
+        "mean_b": pytest.approx(2.0 + loss),
+        "difference": pytest.approx(loss),
+        "margin": 0.05,
+        "allowed_loss": pytest.approx(0.1),
+        "difference_low": pytest.approx(loss - student.isf(0.02, 2) * error),
+        "difference_high": pytest.approx(loss + student.isf(0.04, 2) * error),
+        "standard_error": pytest.approx(error),
+        "alpha": 0.02,
+        "miss": 0.04,
+        "power": pytest.approx(power),
+        **(needs if outcome == "inconclusive" else {}),
+    }
+    assert (verdict.alpha, verdict.power) == (0.02, pytest.approx(power))
+
+
+@pytest.mark.parametrize(
+    ("b", "outcome"), [(95.9, "inconclusive"), (96.0, "not_applicable"), (99.0, "not_applicable")]
+)
+def test_one_pair_states_what_it_found(b: float, outcome: str) -> None:
+    verdict = judge("occupancy", [98.0], [b])
+    assert verdict.outcome == outcome
+    assert verdict.numbers == {
+        "n": 1,
+        "mean_a": 98.0,
+        "mean_b": b,
+        "difference": b - 98.0,
+        "margin": 2.0,
+        "allowed_loss": 2.0,
+    }
+
+
+def test_a_loss_on_the_margin_is_neither_failed_nor_passed() -> None:
+    verdict = judge("occupancy", [98.0, 98.0], [96.0, 96.0])
+    assert verdict.outcome == "inconclusive"
+    assert verdict.numbers["pairs_needed"] is None
+
+
+def test_runs_that_are_all_alike_have_no_spread_whatever_their_mean_rounds() -> None:
+    a, b = [0.1] * 3, [0.0] * 3
+    assert float(np.subtract(a, b).std(ddof=1)) > 0
+    verdict = judge("occupancy", a, b)
+    assert (verdict.numbers["standard_error"], verdict.power) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("beyond", "risk"), [(0.5, 0.01), (-0.5, 0.05), (3.0, 0.01)])
+@pytest.mark.parametrize("pairs", [3, 4, 500, 1000, 1001])
+def test_the_pairs_needed_are_counted_from_the_next_to_a_thousand(
+    beyond: float, risk: float, pairs: int
+) -> None:
+    def reach(count: int) -> float:
+        return float(student.isf(risk, count - 1)) / math.sqrt(count)
+
+    spread = abs(beyond) / reach(pairs) * (1 - 1e-9)  # so many are just enough
+    found = difference._needed(2, spread, beyond, 0.01, 0.05)
+    assert found == (pairs if pairs <= 1000 else None)

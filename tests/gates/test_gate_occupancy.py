@@ -502,6 +502,166 @@ def test_a_counter_that_runs_backwards_is_an_error():
     assert "restarted" in verdict.reason
 
 
+# -- what is stated, and where the limits lie ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome", "stated"),
+    [
+        (GOOD, "pass", {"good_blocks": 4, "decided_s": 3.005}),
+        (BAD, "fail", {"good_blocks": 0, "decided_s": 3.005}),
+    ],
+)
+def test_every_number_of_a_measurement_is_stated(values, outcome, stated):
+    scrapes = with_counter(values[5] / 100, values)
+    verdict = occupancy.judge(scrapes, replace(DONE, served=1.0), LIMITS, failed_scrapes=3)
+    assert verdict.outcome == outcome, verdict.reason
+    assert verdict.numbers == {
+        "median": pytest.approx(values[0] + 0.045),
+        "peak": values[9],
+        "p10": pytest.approx(values[0] + 0.009),
+        "windows": 10,
+        "windows_implied": 10.0,
+        "tokens": 400,
+        "forward_passes": 400,
+        "blocks": 4,
+        "stopping_reason": "the request ended",
+        "smallest_effect": sequential.SMALLEST_EFFECT,
+        "counter_occupancy": pytest.approx(values[5]),
+        "windows_mean": pytest.approx(values[5]),
+        "counter_difference": pytest.approx(0.0, abs=1e-6),
+        "scrapes": 11,
+        "stale_scrapes": 0,
+        "nan_scrapes": 0,
+        "failed_scrapes": 3,
+        "rank": "dp0",
+        "ranks": 1,
+        "threshold": 97.0,
+        "startup_s": 0.0,
+        "block_windows": 1,
+        **{key: pytest.approx(value) for key, value in stated.items()},
+    }
+
+
+def test_what_is_not_known_of_a_measurement_is_none():
+    request = Request(400, None, None, None, problem="answered 500")
+    verdict = occupancy.judge([], request, LIMITS)
+    unknown = ("median", "peak", "p10", "windows_implied", "tokens", "forward_passes", "blocks")
+    unknown += ("good_blocks", "decided_s", "counter_occupancy", "windows_mean", "rank")
+    unknown += ("counter_difference",)
+    assert [key for key, value in verdict.numbers.items() if value is None] == sorted(
+        unknown, key=list(verdict.numbers).index
+    )
+    counted = ("windows", "scrapes", "stale_scrapes", "nan_scrapes", "failed_scrapes", "ranks")
+    assert {key: verdict.numbers[key] for key in counted} == dict.fromkeys(counted, 0)
+
+
+def test_stale_and_nan_scrapes_of_all_ranks_are_counted():
+    a = [50.0, math.nan, *GOOD]
+    scrapes = two_ranks(a, [math.nan, math.nan, *GOOD])
+    scrapes[1] = Scrape(0.0, 0.01, True, {**scrapes[1].ranks, "dp0/tp0": RankReading("0", 1, 0, 1)})
+    numbers = occupancy.judge(scrapes, DONE, LIMITS).numbers
+    assert (numbers["stale_scrapes"], numbers["nan_scrapes"], numbers["ranks"]) == (1, 3, 2)
+
+
+def test_the_rank_that_decides_is_the_one_whose_numbers_are_stated():
+    mixed = [99.0 + i / 100 if i % 2 else 80.0 + i / 100 for i in range(10)]
+    # the lowest median is that of the unclear rank; the one that fails is the other
+    verdict = occupancy.judge(two_ranks(mixed, [90.0 + i / 100 for i in range(10)]), DONE, LIMITS)
+    assert (verdict.outcome, verdict.numbers["rank"]) == ("fail", "dp0/tp1")
+    assert verdict.numbers["median"] == pytest.approx(90.045)
+
+
+def test_good_and_bad_blocks_add_up():
+    verdict = occupancy.judge(run_of([98, 90, 98.1, 90.1, 98.2, 90.2, 98.3]), DONE, LIMITS)
+    assert (verdict.numbers["blocks"], verdict.numbers["good_blocks"]) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "passes", "startup", "size", "blocks"),
+    [
+        # windows come each 0.2 s, and 40 passes are one of them; the last is shown at 1.805 s
+        (400, 400, 0.0, 1, 10),
+        (2000, 400, 0.0, 1, 10),
+        (400, 480, 0.0, 5, 2),
+        (400, 400, 0.72, 1, 6),  # 0.72 s are 3.989 of the windows
+        (400, 400, 9.0, 1, 0),
+    ],
+)
+def test_power_is_that_of_the_blocks_after_the_start_up(asked, passes, startup, size, blocks):
+    request = Request(asked, asked, "length", passes)
+    limits = replace(LIMITS, startup_seconds=startup, block_windows=size)
+    verdict = occupancy.judge(run_of(GOOD), request, limits)
+    assert verdict.power == sequential.power(blocks)
+
+
+def test_windows_of_less_than_a_second_have_their_start_up_too():
+    halved = [replace(one, t=one.t / 2) for one in run_of(GOOD)]  # the last is shown at 0.905 s
+    verdict = occupancy.judge(halved, DONE, replace(LIMITS, startup_seconds=0.3))
+    assert verdict.power == sequential.power(6) != sequential.power(10)
+
+
+def test_no_scrape_at_all_is_an_error():
+    assert "no scrape of 0 shows" in occupancy.judge([], DONE, LIMITS).reason
+
+
+def test_a_window_at_the_very_start_leaves_out_no_block():
+    scrapes = [scrape(-1.0, 50.0, running=0.0, ours=False)]
+    scrapes += [Scrape(0.0, 0.0, True, {"dp0": RankReading("0", 1.0, 0.0, v)}) for v in GOOD]
+    verdict = occupancy.judge(scrapes, DONE, replace(LIMITS, startup_seconds=1.0))
+    assert verdict.power == sequential.power(10)
+
+
+def test_half_of_the_implied_windows_and_the_least_number_are_enough():
+    ten = Request(400, 400, "length", 400)
+    assert occupancy.judge(run_of(GOOD[:5]), ten, LIMITS).outcome == "pass"
+    assert (
+        "stalled"
+        in occupancy.judge(run_of(GOOD[:5]), replace(ten, forward_passes=401), LIMITS).reason
+    )
+    assert "stalled" in occupancy.judge(run_of(GOOD[:4]), ten, LIMITS).reason
+    eight = replace(ten, forward_passes=320)
+    assert (
+        "4 fresh windows, 5 are needed" in occupancy.judge(run_of(GOOD[:4]), eight, LIMITS).reason
+    )
+    assert occupancy.clear(run_of(GOOD[:5]), LIMITS)
+    assert not occupancy.clear(run_of(GOOD[:4]), LIMITS)
+
+
+def test_a_gauge_that_is_never_fresh_is_stalled_whatever_the_passes():
+    none = replace(DONE, forward_passes=0)
+    assert "stalled gauge: rank dp0 shows 0" in occupancy.judge(run_of([50.0]), none, LIMITS).reason
+    # some NaN beside stale values are not the missing variable
+    verdict = occupancy.judge(run_of([math.nan, 50.0]), DONE, LIMITS)
+    assert "stalled gauge" in verdict.reason
+    assert "2 stale and 2 NaN scrapes of 5" in verdict.reason
+
+
+def test_a_gauge_that_shows_some_windows_and_some_nan_is_no_missing_variable():
+    verdict = occupancy.judge(run_of([math.nan, *GOOD]), DONE, LIMITS)
+    assert verdict.outcome == "pass"
+
+
+def test_one_request_that_the_server_counts_is_ours():
+    assert occupancy.judge(run_of(GOOD), replace(DONE, served=1), LIMITS).outcome == "pass"
+    assert occupancy.judge(run_of(GOOD), replace(DONE, served=0), LIMITS).outcome == "pass"
+    assert occupancy.judge(run_of(GOOD), replace(DONE, served=2), LIMITS).outcome == "error"
+
+
+def test_a_request_is_cut_once_gauge_and_counter_agreed_for_a_second():
+    seen = with_counter(0.98, GOOD, seconds=0.125)  # eight windows later it is a second
+    exact = [replace(one, duration=0.0) for one in seen]
+    assert not occupancy.clear(exact[:9], LIMITS)
+    assert occupancy.clear(exact[:10], LIMITS)
+
+
+def test_limits_are_checked_as_they_are_made():
+    with pytest.raises(ValueError, match="block_windows"):
+        Limits(97.0, 5, 40, block_windows=0)
+    with pytest.raises(ValueError, match="startup_seconds"):
+        Limits(97.0, 5, 40, startup_seconds=-1.0)
+
+
 # -- before the measurement, and the trace ------------------------------------------------------
 
 
@@ -519,6 +679,37 @@ def test_what_makes_a_measurement_pointless():
     assert "200 tokens (max_model_len)" in unfit(new=101).reason
     assert "other traffic" in unfit(scrape(-0.1, 50.0)).reason
     assert "--enable-metrics" in occupancy.unmeasurable(metrics_served=False).reason
+
+
+@pytest.mark.parametrize(
+    ("served", "older", "outcome", "told"),
+    [
+        (False, None, "not_applicable", "no /metrics"),
+        (True, None, "error", "not there after a warm-up"),
+        (True, "sglang:x", "not_applicable", "/metrics has sglang:x"),
+    ],
+)
+def test_a_server_without_the_gauge_is_told_by_what_it_has(served, older, outcome, told):
+    verdict = occupancy.unmeasurable(metrics_served=served, older_name=older)
+    assert verdict.outcome == outcome
+    assert told in verdict.reason
+
+
+def test_metrics_that_were_asked_for_are_missed_and_others_are_not():
+    missed = occupancy.unmeasurable(metrics_served=False, required=True)
+    assert missed.outcome == "error"
+    assert "although the server was started with --enable-metrics" in missed.reason
+    # what is served is told by what it has
+    served = occupancy.unmeasurable(metrics_served=True, required=True, older_name="sglang:x")
+    assert served.outcome == "not_applicable"
+
+
+def test_an_older_gauge_before_the_measurement_is_not_applicable():
+    idle = scrape(-0.1, 50.0, running=0.0)
+    sizes = {"prompt_tokens": 100, "new_tokens": 100, "context": None}
+    gone = occupancy.unfit(idle, gauge_exposed=False, **sizes)
+    older = occupancy.unfit(idle, gauge_exposed=False, older_name="sglang:x", **sizes)
+    assert (gone.outcome, older.outcome) == ("error", "not_applicable")
 
 
 def test_a_trace_survives_being_written():

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import nct as noncentral
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from servematrix.gates import drift, paired
+from servematrix.gates import drift, paired, pairs, proportions
 from servematrix.gates.pairs import PairingError, Pairs, align
 
 RECORDED = Path(__file__).parents[2] / ".." / "shared" / "recordings" / "hellaswag"
@@ -176,7 +179,17 @@ def moved(rows: list[dict], by: float, share: float = 1.0, gold: float = 0.0) ->
     return found
 
 
+def changed(number: int, **values) -> list[dict]:
+    return [{**row, **values} if i == number else row for i, row in enumerate(RUN)]
+
+
+def cached(rows: list[dict], share: float = 0.9, n0: int = 40) -> list[dict]:
+    return [{**row, "n0": n0, "cached": [int(share * n0)] * 4} for row in rows]
+
+
 RUN = run_of()
+BEST = spoilt(RUN, losses=0, wins=1000)
+"""The same run with every answer right."""
 
 
 def test_a_run_equals_itself():
@@ -356,15 +369,391 @@ def test_a_healthy_server_never_fails(n, seed):
     assert "fail" not in outcomes(rows, again).values()
 
 
+# -- what is stated, and where the limits lie ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "wins", "outcome"), [(0, 0, "pass"), (10, 0, "fail"), (20, 8, "inconclusive")]
+)
+def test_every_number_of_a_paired_accuracy_is_stated(losses, wins, outcome):
+    pairs = align(RUN, spoilt(RUN, losses, wins))
+    verdict = paired.accuracy(pairs, margin=0.02, alpha=0.002, miss=0.03)
+    assert verdict.outcome == outcome, verdict.reason
+    low, high = proportions.tango_bounds(losses, wins, 1000, 0.03)
+    before = sum(map(right, RUN))
+    power = proportions.mcnemar_power(1000, 0.02, 2 * min(losses, wins) / 1000, 0.002)
+    needs = {"loss_items_needed": verdict.numbers.get("loss_items_needed")}
+    assert verdict.numbers == {
+        "n": 1000,
+        "correct_baseline": before,
+        "correct_candidate": before - losses + wins,
+        "lost": losses,
+        "won": wins,
+        "loss": pytest.approx((losses - wins) / 1000),
+        "loss_low": pytest.approx(low),
+        "loss_high": pytest.approx(high),
+        "loss_margin": 0.02,
+        "loss_p": pytest.approx(float(proportions.mcnemar(losses, wins))),
+        "loss_alpha": 0.002,
+        "loss_miss": 0.03,
+        "loss_effect": 0.02,
+        "loss_power": pytest.approx(power),
+        **(needs if outcome == "inconclusive" else {}),
+    }
+    assert (verdict.alpha, verdict.power) == (0.002, pytest.approx(power))
+
+
+@pytest.mark.parametrize(("knows", "outcome"), [(9, "error"), (10, "fail")])
+def test_a_baseline_knows_enough_where_losing_all_of_it_is_beyond_chance(knows, outcome):
+    """A loss of 10 has a p of 2 ** -10 < 0.001, one of 9 has more."""
+    nothing = spoilt(RUN, losses=1000)
+    some = [
+        row if i < knows else worse
+        for i, (row, worse) in enumerate(zip(BEST, nothing, strict=True))
+    ]
+    verdict = paired.accuracy(align(some, nothing))
+    assert verdict.outcome == outcome
+    if outcome == "error":
+        assert verdict.numbers == {"n": 1000, "correct_baseline": 9}
+
+
+@pytest.mark.parametrize(
+    ("gold", "outcome"), [(0.0, "pass"), (-0.0017, "inconclusive"), (-0.02, "fail")]
+)
+def test_every_number_of_a_gold_loss_is_stated(gold, outcome):
+    pairs = align(RUN, moved(RUN, 0.01, gold=gold))
+    verdict = paired.gold_logprob(pairs, margin=0.0021, alpha=0.002, miss=0.03, effect=0.011)
+    assert verdict.outcome == outcome, verdict.reason
+    mean, error, low, high = map(float, paired.gold_bounds(pairs.gold, 0.002, 0.03))
+    assert mean == pytest.approx(-pairs.gold.mean())
+    assert error == pytest.approx(pairs.gold.std(ddof=1) / math.sqrt(1000))
+    # the differences spread less than 0.07, which power is stated for at least
+    power = paired.gold_power(1000, 0.07, 0.011 - 0.0021, 0.002)
+    needs = {"gold_items_needed": verdict.numbers.get("gold_items_needed")}
+    assert verdict.numbers == {
+        "n": 1000,
+        "gold_loss": mean,
+        "gold_loss_low": low,
+        "gold_loss_high": high,
+        "gold_standard_error": error,
+        "gold_clipped": 0,
+        "gold_margin": 0.0021,
+        "gold_alpha": 0.002,
+        "gold_miss": 0.03,
+        "gold_effect": 0.011,
+        "gold_power": power,
+        **(needs if outcome == "inconclusive" else {}),
+    }
+    assert (verdict.alpha, verdict.power) == (0.002, power)
+
+
+def test_the_power_of_differences_that_spread_widely_is_that_of_their_spread():
+    pairs = align(RUN, moved(RUN, 0.3))
+    spread = float(pairs.gold.std(ddof=1))
+    assert spread > 0.07
+    expected = paired.gold_power(1000, spread, 0.008, 0.001)
+    assert paired.gold_logprob(pairs).power == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mean", [0.0019, 0.0022])
+def test_the_items_a_gold_loss_asks_for_bring_the_bound_to_the_margin(mean):
+    spread = 0.02
+    gold = np.resize([-mean - spread, -mean + spread], 1000)
+    pairs = replace(align(RUN, RUN), candidate=align(RUN, RUN).baseline + gold[:, None])
+    verdict = paired.gold_logprob(pairs)
+    assert verdict.outcome == "inconclusive"
+    needed = verdict.numbers["gold_items_needed"]
+    z = normal.isf(0.001 if mean > 0.002 else 0.01)
+    deviation = gold.std(ddof=1)
+    assert z * deviation / math.sqrt(needed) <= abs(mean - 0.002)
+    assert z * deviation / math.sqrt(needed - 1) > abs(mean - 0.002)
+
+
+def test_a_gold_loss_on_the_margin_is_decided_by_no_number_of_items():
+    for spread in (0.0, 0.125):
+        gold = np.resize([-0.25 - spread, -0.25 + spread], 1000)
+        pairs = replace(
+            align(RUN, RUN), baseline=np.zeros((1000, 4)), candidate=np.tile(gold, (4, 1)).T
+        )
+        verdict = paired.gold_logprob(pairs, margin=0.25)
+        assert (verdict.outcome, verdict.numbers["gold_items_needed"]) == ("inconclusive", None)
+
+
+def test_differences_are_cut_beyond_a_nat():
+    gold = np.array([-3.0, -1.0, 1.0, 3.0])
+    mean, error, _, _ = paired.gold_bounds(gold)
+    assert (mean, error) == (0.0, pytest.approx(math.sqrt(4 / 3) / 2))
+    candidate = np.zeros((1000, 4))
+    candidate[:3] = [[-1.0] * 4, [-1.01] * 4, [1.01] * 4]
+    pairs = replace(align(RUN, RUN), baseline=np.zeros((1000, 4)), candidate=candidate)
+    assert paired.gold_logprob(pairs).numbers["gold_clipped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "accepted", "outcome"),
+    [
+        (0.0, None, "pass"),
+        (1.0, None, "fail"),
+        (1.0, "kernel", "pass"),
+        (0.05, None, "inconclusive"),
+    ],
+)
+def test_every_number_of_a_drift_is_stated(share, accepted, outcome):
+    some = RUN if share != 0.05 else RUN[:100]
+    n, by = len(some), math.ceil(share * len(some))
+    pairs = align(some, moved(some, 0.01, share))
+    healthy = drift.Healthy(delta=0.002, moved=0.011, flips=0.002)
+    verdict = drift.judge(pairs, healthy, accepted=accepted, alpha=0.002, miss=0.03)
+    assert verdict.outcome == outcome, verdict.reason
+    power = proportions.exceeding_power(n, 0.011, 0.1, 0.001)
+    flips = int(pairs.flipped.sum())
+    needs = {"drift_items_needed": verdict.numbers.get("drift_items_needed")}
+    assert verdict.numbers == {
+        "n": n,
+        "drift_moved": by,
+        "drift_moved_share_high": pytest.approx(float(proportions.upper_bound(by, n, 0.03))),
+        "drift_flips": flips,
+        "drift_delta_mean": pytest.approx(0.01 * by / n),
+        "drift_delta_p99": pytest.approx(float(np.quantile(pairs.moved, 0.99))),
+        "drift_delta_largest": pytest.approx(0.01 if by else 0.0),
+        "drift_p_moved": pytest.approx(float(proportions.exceeding(by, n, 0.011))),
+        "drift_p_flips": pytest.approx(float(proportions.exceeding(flips, n, 0.002))),
+        "drift_healthy_delta": 0.002,
+        "drift_healthy_moved": 0.011,
+        "drift_healthy_flips": 0.002,
+        "drift_alpha": 0.002,
+        "drift_miss": 0.03,
+        "drift_effect": 0.1,
+        "drift_power": power,
+        "drift_accepted": accepted,
+        **(needs if outcome == "inconclusive" else {}),
+    }
+    assert (verdict.alpha, verdict.power) == (0.002, power)
+
+
+def test_an_item_that_moved_by_the_limit_has_not_moved():
+    candidate = np.zeros((1000, 4))
+    candidate[:50] = 0.001
+    candidate[50:53] = 0.0011
+    pairs = replace(align(RUN, RUN), baseline=np.zeros((1000, 4)), candidate=candidate)
+    assert drift.judge(pairs).numbers["drift_moved"] == 3
+
+
+def test_each_gate_on_pairs_has_the_limits_it_is_given():
+    healthy = drift.Healthy(delta=0.5, moved=0.02, flips=0.03)
+    found = paired.judge(RUN, RUN, margin=0.03, gold_margin=0.1, healthy=healthy, accepted="x")
+    assert found["paired_accuracy"].numbers["loss_margin"] == 0.03
+    assert found["gold_logprob"].numbers["gold_margin"] == 0.1
+    assert found["drift"].numbers["drift_healthy_delta"] == 0.5
+    assert found["drift"].numbers["drift_accepted"] == "x"
+    assert "missing in the candidate: item 0" in paired.judge(RUN, RUN[1:])["pairing"].reason
+
+
+def test_a_move_is_rounded_to_nine_digits():
+    candidate = np.full((100, 4), 0.001 + 4e-10)
+    some = replace(align(RUN, RUN), baseline=np.zeros((100, 4)), candidate=candidate)
+    assert set(some.moved) == {0.001}
+
+
+def test_the_items_that_a_drift_asks_for_have_a_p_of_half_the_risk_at_most():
+    few = RUN[:100]
+    # 5 of 100 are 6 of 110
+    alpha = 2 * float(proportions.exceeding(6, 110, 0.01))
+    verdict = drift.judge(align(few, moved(few, 0.01, 0.05)), alpha=alpha)
+    assert (verdict.outcome, verdict.numbers["drift_items_needed"]) == ("inconclusive", 110)
+
+
+def test_the_items_that_exclude_a_drift_are_as_few_as_the_bound_allows():
+    few = RUN[:100]
+    verdict = drift.judge(align(few, moved(few, 0.01, 0.04)))
+    assert verdict.outcome == "inconclusive"
+    needed = verdict.numbers["drift_items_needed"]
+    assert proportions.upper_bound(round(0.04 * needed), needed, 0.01) < 0.1
+    assert proportions.exceeding(round(0.04 * needed), needed, 0.01) > 0.0005
+    assert needed > 101
+
+
+def test_the_items_that_a_drift_asks_for_do_decide():
+    few = RUN[:100]
+    verdict = drift.judge(align(few, moved(few, 0.01, 0.05)))
+    assert verdict.outcome == "inconclusive"
+    needed = verdict.numbers["drift_items_needed"]
+    decided = [
+        bool(
+            (proportions.exceeding(round(5 / 100 * n), n, 0.01) <= 0.0005)
+            | (proportions.upper_bound(round(5 / 100 * n), n, 0.01) < 0.1)
+        )
+        for n in (needed, int(needed * 0.97))
+    ]
+    assert decided == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("limits", "makes_sense"),
+    [
+        ({"delta": 0.0, "moved": 0.0, "flips": 0.0}, True),
+        ({"moved": 0.0999, "flips": 0.9999}, True),
+        ({"delta": -0.001}, False),
+        ({"delta": math.nan}, False),
+        ({"moved": -0.001}, False),
+        ({"moved": 0.1}, False),
+        ({"flips": -0.001}, False),
+        ({"flips": 1.0}, False),
+    ],
+)
+def test_limits_of_healthy_repeats_are_shares_below_what_must_be_seen(limits, makes_sense):
+    if makes_sense:
+        drift.Healthy(**limits)
+        return
+    with pytest.raises(ValueError, match="no limits"):
+        drift.Healthy(**limits)
+
+
+def test_limits_of_the_cache_are_those_of_runs_through_it():
+    through = align(cached(RUN), cached(RUN))
+    assert drift.healthy_limits(through) == drift.HEALTHY_CACHED
+    assert drift.healthy_limits(align(RUN, RUN)) == drift.HEALTHY
+    assert drift.judge(through).numbers["drift_healthy_delta"] == 0.035
+
+
+def test_measured_limits_are_bounds_of_what_all_repeats_show():
+    repeats = [align(RUN, moved(RUN, 0.01)), align(RUN, moved(RUN, 0.02))]
+    shifts = np.concatenate([pairs.moved for pairs in repeats])
+    flips = sum(int(pairs.flipped.sum()) for pairs in repeats)
+    assert flips > 0
+    found = drift.measured(repeats, miss=0.02)
+    assert found.delta == pytest.approx(np.quantile(shifts, 0.99))
+    beyond = int((shifts > found.delta).sum())
+    assert found.moved == max(0.01, float(proportions.upper_bound(beyond, 2000, 0.02)))
+    assert found.flips == pytest.approx(float(proportions.upper_bound(flips, 2000, 0.02)))
+
+
+@pytest.mark.parametrize(("miss", "items"), [(0.01, 536), (0.05, 268)])
+def test_the_items_without_a_flip_follow_the_risk(miss, items):
+    """z² (1 - margin) / margin, with z = 2.326 and 1.645."""
+    assert paired.accuracy(align(RUN[:items], RUN[:items]), miss=miss).outcome == "pass"
+    few = paired.accuracy(align(RUN[:200], RUN[:200]), miss=miss)
+    assert few.outcome == "inconclusive"
+    assert items <= few.numbers["loss_items_needed"] <= 1.01 * items + 1
+
+
+def test_a_loss_with_a_p_of_the_risk_exactly_fails():
+    assert paired.accuracy(align(RUN, spoilt(RUN, 10)), alpha=2.0**-10).outcome == "fail"
+    few = RUN[:400]
+    verdict = paired.accuracy(align(few, spoilt(few, 5)), alpha=2.0**-10)
+    assert verdict.outcome == "inconclusive"
+    assert 760 <= verdict.numbers["loss_items_needed"] <= 770  # where 5 of 400 are 10
+
+
+def test_a_loss_that_is_just_not_rejected_is_not_excluded():
+    # the statistic of the very loss that was seen is 0, and so is the quantile of one half
+    assert not paired.excluded(10, 0, 1000, 0.01, 0.5)
+
+
+def test_a_drift_with_a_p_of_half_the_risk_exactly_fails():
+    pairs = align(RUN, moved(RUN, 0.01, 0.015))
+    p = float(proportions.exceeding(15, 1000, 0.01))
+    assert drift.judge(pairs, drift.HEALTHY, alpha=2 * p).outcome == "fail"
+    assert drift.judge(pairs, drift.HEALTHY, alpha=1.99 * p).outcome == "pass"
+
+
+def test_the_power_of_a_drift_is_that_of_half_its_risk():
+    few = RUN[:100]
+    verdict = drift.judge(align(few, few), alpha=0.05)
+    assert verdict.power == proportions.exceeding_power(100, 0.01, 0.1, 0.025)
+    assert verdict.power != proportions.exceeding_power(100, 0.01, 0.1, 0.1)
+
+
+def test_gold_bounds_of_many_runs_are_those_of_each():
+    gold = np.array([[0.1, 0.2, 0.4], [0.0, -0.5, 0.9], [3.0, -3.0, 0.0]])
+    together = paired.gold_bounds(gold)
+    for i, row in enumerate(gold):
+        assert [one[i] for one in together] == pytest.approx(
+            list(map(float, paired.gold_bounds(row)))
+        )
+
+
+def test_gold_power_of_few_items_is_noncentral_t():
+    expected = noncentral.sf(student.isf(0.01, 4), 4, 0.1 * math.sqrt(5) / 0.07)
+    assert paired.gold_power(5, 0.07, 0.1, 0.01) == pytest.approx(expected)
+
+
+def test_what_the_t_bound_leaves_open_and_the_normal_one_would_not_asks_for_one_item_more():
+    gold = np.resize([-1.0, 1.0], 100)
+    error = gold.std(ddof=1) / 10
+    # between the quantiles of the normal and of t(99) at 0.001
+    assert normal.isf(0.001) < 3.13 < student.isf(0.001, 99)
+    some = align(RUN[:100], RUN[:100])
+    shifted = some.baseline + 0.1 * gold[:, None] - (0.002 + 3.13 * 0.1 * error)
+    verdict = paired.gold_logprob(replace(some, candidate=shifted))
+    assert (verdict.outcome, verdict.numbers["gold_items_needed"]) == ("inconclusive", 101)
+
+
 # -- runs that cannot be compared ---------------------------------------------------------------
 
 
-def changed(number: int, **values) -> list[dict]:
-    return [{**row, **values} if i == number else row for i, row in enumerate(RUN)]
+def test_a_hundred_items_are_enough_to_compare():
+    assert align(RUN[:100], RUN[:100]).n == 100
 
 
-def cached(rows: list[dict], share: float = 0.9, n0: int = 40) -> list[dict]:
-    return [{**row, "n0": n0, "cached": [int(share * n0)] * 4} for row in rows]
+@pytest.mark.parametrize("counts", [[-1] * 4, [0.5] * 4, [True] * 4, [], (3, "1"), 3, None])
+def test_what_is_no_count_of_cached_tokens_is_refused(counts):
+    assert "no counts of tokens" in pairs.problem_of({**RUN[0], "n0": 40, "cached": counts})
+
+
+@pytest.mark.parametrize("n0", [0, -1, 1.5, True, None])
+def test_what_is_no_length_of_a_context_is_refused(n0):
+    assert "no counts of tokens" in pairs.problem_of({**RUN[0], "n0": n0, "cached": [1] * 4})
+
+
+@pytest.mark.parametrize("counts", [[0] * 4, (1, 2, 3, 4)])
+def test_counts_from_zero_on_are_whole(counts):
+    assert pairs.problem_of({**RUN[0], "n0": 1, "cached": counts}) is None
+
+
+def test_two_endings_of_one_token_are_a_whole_row():
+    row = {"ind": 0, "label": 1, "lp": (-1, -2.0), "nt": (1, 1)}
+    assert pairs.problem_of(row) is None
+    assert "label -1" in pairs.problem_of({**row, "label": -1})
+    assert "label 2" in pairs.problem_of({**row, "label": 2})
+    assert "whole numbers" in pairs.problem_of({**row, "ind": 0.0})
+    assert "whole numbers" in pairs.problem_of({**row, "label": True})
+    assert "two lists" in pairs.problem_of({**row, "nt": 5})
+    assert "belong together" in pairs.problem_of({**row, "cached": [1, 1]})
+    assert "not finite" in pairs.problem_of({**row, "lp": [-1.0, "x"]})
+
+
+@pytest.mark.parametrize(
+    ("spoilt_run", "told"),
+    [
+        ([*RUN, RUN[3]], "more than once in the baseline: item 3"),
+        (changed(5, lp=[-1.0] * 5, nt=[1] * 5), "items of the baseline have [4, 5] endings"),
+        (changed(5, lp=None), "row 5 of the baseline: item 5"),
+        (changed(5, n0=4, cached=[3] * 4), "1 of 1000 items of the baseline"),
+    ],
+)
+def test_what_is_wrong_with_the_baseline_is_told_of_the_baseline(spoilt_run, told):
+    with pytest.raises(PairingError) as raised:
+        align(spoilt_run, RUN)
+    assert told in str(raised.value)
+
+
+def test_two_endings_are_two_classes():
+    two = [
+        {**row, "label": i % 2, "lp": [-1.0 - i % 2, -1.5], "nt": [1, 1]}
+        for i, row in enumerate(RUN)
+    ]
+    found = align(two, two)
+    assert set(found.labels) == {0, 1}
+    assert found.right.mean() == 1.0
+
+
+def test_shares_from_the_cache_may_be_a_tenth_apart():
+    assert align(cached(RUN, share=0.0), cached(RUN, share=0.1)).cached  # a tenth exactly
+    half = cached(RUN, share=0.5)
+    assert align(half, cached(RUN, share=0.6)).cached  # 24 of 40 tokens against 20
+    with pytest.raises(PairingError, match="50% of the baseline's"):
+        align(half, cached(RUN, share=0.625))
 
 
 @pytest.mark.parametrize(

@@ -127,3 +127,28 @@ def test_power_is_that_of_the_blocks_there_are():
     assert sequential.power(LEAD) == pytest.approx(0.9**4, abs=0.001)
     assert sequential.power(12) > 0.99
     assert sequential.power(10_000) < 1
+
+
+@pytest.mark.parametrize("blocks", [4, 5, 6, 9])
+def test_power_is_the_sum_over_all_series_that_fail(blocks):
+    rule = Rule(97.0, 0.0, 1)
+    failed = 0.0
+    for series in itertools.product((GOOD, BAD), repeat=blocks):
+        good = series.count(GOOD)
+        chance = sequential.DEGRADED**good * (1 - sequential.DEGRADED) ** (blocks - good)
+        failed += chance * (decided(list(series), rule).outcome == "fail")
+    assert sequential.power(blocks) == pytest.approx(failed - sequential.ALPHA)
+
+
+def test_a_window_shown_as_the_start_up_ends_is_part_of_it():
+    # windows at 1, 2, 3, 4 and 5 s; those after the first second are four low blocks
+    rule = Rule(97.0, 1.0, 1)
+    assert decided([BAD] * 4, rule, seconds=1.0).outcome is None
+    assert decided([BAD] * 5, rule, seconds=1.0) == Decision("fail", 5.0, 5, 0, 4)
+
+
+def test_what_is_undecided_is_counted_from_the_end_of_the_start_up_once_there_is_a_block():
+    assert decided([*STARTUP, *blocks("+-")]) == Decision(None, pytest.approx(2.6), 26, 1, 1)
+    assert decided([*STARTUP, *blocks("-")]) == Decision(None, pytest.approx(2.3), 23, 0, 1)
+    assert decided([*STARTUP, BAD]) == Decision(None, pytest.approx(2.1), 21, 0, 7)
+    assert decided([]) == Decision(None, 0.0, 0, 0, 0)

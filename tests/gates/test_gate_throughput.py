@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import nct as noncentral
+from scipy.stats import t as student
 
 from servematrix.gates import throughput
 from servematrix.gates.throughput import QUANTITIES, Baseline, bound, compare, judge
@@ -80,6 +82,69 @@ def test_one_request_s_first_token_and_accuracy_are_not_judged_by_their_spread()
     found = dict.fromkeys(QUANTITIES, 550.0) | {"ttft_s": 9e9, "accuracy": 0.0, "median": 1.0}
     verdicts = compare(found, Baseline(dict.fromkeys(QUANTITIES, RUNS)))
     assert [verdict.outcome for verdict in verdicts] == ["fail", "pass", "pass", "pass"]
+
+
+def test_every_number_of_a_comparison_is_stated():
+    verdict = judge("itl_p50_ms", 565.0, RUNS, alpha=0.05)
+    reach = 7.905694 * math.sqrt(1.2)  # one standard deviation of the next run: 8.660254
+    assert verdict.numbers == {
+        "itl_p50_ms": 565.0,
+        "baseline_itl_p50_ms_runs": 5,
+        "baseline_itl_p50_ms_mean": 550.0,
+        "baseline_itl_p50_ms_deviation": pytest.approx(7.905694),
+        "baseline_itl_p50_ms_bound": pytest.approx(550 + 18.46233, abs=1e-4),
+        "baseline_itl_p50_ms_alpha": 0.05,
+        "baseline_itl_p50_ms_extrapolated": True,
+        "baseline_itl_p50_ms_effect": 0.05,
+        "baseline_itl_p50_ms_p": pytest.approx(student.sf(15.0 / reach, 4)),
+        "baseline_itl_p50_ms_power": verdict.power,
+    }
+    # 5 % of the mean of 550 is 27.5
+    power = noncentral.sf(student.isf(0.05, 4), 4, 27.5 / reach)
+    assert verdict.power == pytest.approx(power)
+    better = judge("decode_tokens_per_s", 565.0, RUNS, alpha=0.05)
+    assert better.numbers["baseline_decode_tokens_per_s_p"] == pytest.approx(
+        student.sf(-15.0 / reach, 4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "values", "outcome"),
+    [
+        (1.0, [540.0, 550.0], "inconclusive"),
+        (539.0, [540.0] * 3, "inconclusive"),
+        (540.0, [540.0] * 3, "pass"),
+        (1.0, [540.0, 540.0, 550.0], "fail"),
+        (544.0, [540.0, 540.0, 550.0], "pass"),
+    ],
+)
+def test_each_verdict_states_its_risk(value, values, outcome):
+    verdict = judge("decode_tokens_per_s", value, values, alpha=0.07)
+    assert (verdict.outcome, verdict.alpha) == (outcome, 0.07)
+    assert verdict.numbers["baseline_decode_tokens_per_s_alpha"] == 0.07
+
+
+def test_three_runs_and_two_values_have_a_bound():
+    # mean 1, s = sqrt(3), t(2, 0.95) = 2.919986
+    reach = 2.919986 * math.sqrt(3) * math.sqrt(4 / 3)
+    assert bound("itl_p50_ms", [0.0, 0.0, 3.0], 0.05) == pytest.approx(1 + reach, abs=1e-5)
+    assert bound("itl_p50_ms", [0.0, 3.0], 0.05) is None
+
+
+@pytest.mark.parametrize("name", ["itl_p50_ms", "decode_tokens_per_s"])
+def test_a_value_on_the_bound_is_not_beyond_it(name):
+    assert not throughput.beyond(name, 5.0, 5.0)
+    assert throughput.beyond(name, 5.1 if name == "itl_p50_ms" else 4.9, 5.0)
+
+
+def test_an_alpha_that_the_runs_just_show_is_not_extrapolated():
+    assert not throughput.extrapolated(3, 0.25)
+    assert throughput.extrapolated(3, 0.2499)
+
+
+def test_a_comparison_has_the_baselines_risk():
+    (verdict,) = compare({"median": 550.0}, Baseline({"median": RUNS}, alpha=0.2))
+    assert verdict.alpha == 0.2
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01])

@@ -50,3 +50,28 @@ def test_the_recorded_server_info_conforms():
 @pytest.mark.parametrize("body", [None, [], "text", 5, {"error": {"message": "no"}}])
 def test_what_is_something_else_is_told(body):
     assert isinstance(answers.parse(answers.Generated, body), str)
+
+
+@pytest.mark.parametrize(("total", "whole"), [(6, True), (5, False), (4, False), (7, False)])
+def test_usage_adds_up(total, whole):
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": total}
+    found = answers.parse(answers.Usage, usage)
+    assert isinstance(found, answers.Usage) is whole
+    if not whole:
+        assert f"do not make {total}" in found
+
+
+def test_each_wrong_field_is_named_with_what_was_found():
+    found = answers.parse(answers.ModelInfo, {"model_path": "", "is_generation": "x" * 200})
+    first, second = found.split("; ")
+    assert first.startswith("model_path: ")
+    assert first.endswith("(found '')")
+    assert second.startswith("is_generation: ")
+    assert second.endswith("(found '" + "x" * 79 + ")")
+
+
+def test_a_missing_field_and_a_wrong_object_are_told_without_their_whole():
+    assert "found" not in answers.parse(answers.ModelInfo, {"model_path": "m"})
+    assert answers.parse(answers.ModelInfo, []).startswith("the answer: ")
+    assert "found" not in answers.parse(answers.ModelInfo, [])
+    assert "(found 5)" in answers.parse(answers.ModelInfo, 5)

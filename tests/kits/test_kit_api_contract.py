@@ -98,3 +98,19 @@ def test_the_key_is_not_shown(run_kit, scripted):
 def test_the_model_name_is_sent(run_kit, scripted):
     run_kit(BasicAPIContractMixin, "test_openai_completion", served_model_name="mine")
     assert scripted.asked[-1][1]["model"] == "mine"
+
+
+@pytest.mark.parametrize(("test", "path"), [one for one in PATHS.items() if "health" not in one[1]])
+def test_each_route_is_judged_under_its_own_name(run_kit, scripted, test, path):
+    assert run_kit(BasicAPIContractMixin, test).verdict.rule.startswith(f"{path} answers 200 with")
+    scripted.edit = lambda path, body: {}
+    assert run_kit(BasicAPIContractMixin, test).verdict.reason.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(("tokens", "outcome"), [(16, "pass"), (17, "fail")])
+def test_as_many_tokens_as_were_allowed_are_fine(run_kit, scripted, tokens, outcome):
+    usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
+    scripted.edit = lambda path, body: {**body, "usage": usage}
+    ran = run_kit(BasicAPIContractMixin, "test_openai_completion")
+    assert ran.verdict.outcome == outcome
+    assert ("api_contract", "completion_tokens", tokens, "tokens") in ran.reporter.measurements

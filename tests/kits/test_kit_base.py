@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from servematrix import kits
-from servematrix.client import TimedOut, Unreachable
+from servematrix.client import BadStatus, ClientError, MalformedAnswer, TimedOut, Unreachable
 from servematrix.gates.verdict import Verdict
 from servematrix.kits.base import (
     Inconclusive,
@@ -130,3 +130,138 @@ def test_kits_import_no_test_runner_records_or_gpu_library():
         for forbidden in ("pytest", "nox", "ray", "pynvml", "sglang", "servematrix.records"):
             assert f"import {forbidden}" not in text, module
             assert f"from {forbidden}" not in text, module
+
+
+# -- what a test concludes with -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "faults", "outcome"),
+    [
+        (BadStatus("no", 401, ""), "fail", "error"),
+        (BadStatus("no", 403, ""), "fail", "error"),
+        (BadStatus("no", 404, ""), "fail", "fail"),
+        (BadStatus("no", 500, ""), "inconclusive", "inconclusive"),
+        (Unreachable("nobody"), "fail", "error"),
+        (TimedOut("hung"), "fail", "fail"),
+        (TimedOut("hung"), "inconclusive", "inconclusive"),
+        (MalformedAnswer("odd"), "fail", "fail"),
+        (ClientError("our own"), "fail", "error"),
+    ],
+)
+def test_who_is_at_fault_decides_the_outcome(run_kit, error, faults, outcome):
+    class Asks(Kit):
+        kit = "sample"
+
+        @concludes("sample", faults=faults)
+        def test_it(self) -> Verdict:
+            """Guards against nothing."""
+            raise error
+
+    ran = run_kit(Asks, "test_it")
+    assert (ran.verdict.outcome, ran.verdict.rule) == (outcome, "Guards against nothing.")
+    assert ran.verdict.reason == str(error)
+
+
+def test_a_verdict_is_printed_with_its_kit_and_test(run_kit, capsys):
+    run_kit(Sample, "test_it", returns=Verdict("pass", "the rule", "the reason"))
+    assert capsys.readouterr().out == "sample.test_it: pass: the reason\n"
+
+
+def test_what_is_raised_tells_reason_and_rule(run_kit):
+    ran = run_kit(Sample, "test_it", returns=Verdict("fail", "the rule", "the reason"))
+    assert str(ran.raised) == "the reason [rule: the rule. Guards against nothing.]"
+
+
+def test_a_test_without_a_docstring_guards_against_what_its_rule_says(run_kit):
+    class Bare(Kit):
+        kit = "sample"
+
+        @concludes("sample")
+        def test_it(self) -> Verdict:
+            return Verdict("pass", "the rule", "")
+
+    assert run_kit(Bare, "test_it").verdict.rule == "the rule. "
+
+
+def test_without_a_reporter_a_test_concludes_all_the_same(scripted):
+    class Alone(Sample):
+        base_url = scripted.url
+        returns = Verdict("pass", "", "")
+
+    Alone().test_it()
+    found = Alone()
+    found.measure("x", 1, "s")
+    found.attach("y", {})
+    found.returns = Verdict("fail", "", "why")
+    with pytest.raises(VerdictFailed, match="why"):
+        found.test_it()
+
+
+def test_what_is_reported_outside_a_test_belongs_to_the_kit(scripted, recorder):
+    found = type("Case", (Sample,), {"base_url": scripted.url, "reporter": recorder})()
+    found.measure("x", 1, "s")
+    assert recorder.measurements == [("sample", "x", 1, "s")]
+
+
+def test_an_attachment_belongs_to_the_test_s_kit(run_kit):
+    class Attaches(Kit):
+        kit = "other"
+
+        @concludes("other")
+        def test_it(self) -> Verdict:
+            self.attach("name", {"a": 1})
+            return Verdict("pass", "", "")
+
+    assert run_kit(Attaches, "test_it").reporter.attachments == {"name": {"a": 1}}
+
+
+def test_a_user_s_class_that_sets_no_address_is_told():
+    with pytest.raises(ClientError, match="base_url is not set"):
+        _ = Sample().client
+
+
+def test_what_is_attached_or_concluded_has_its_kit_and_test():
+    reported = []
+
+    class Keeps:
+        def attachment(self, kit, name, payload):
+            reported.append((kit, name, payload))
+
+        def verdict(self, kit, test, verdict):
+            reported.append((kit, test, verdict.outcome))
+
+    class Attaches(Sample):
+        reporter = Keeps()
+
+        @concludes("other")
+        def test_other(self) -> Verdict:
+            self.attach("trace", 5)
+            return Verdict("pass", "", "")
+
+    Attaches().test_other()
+    Attaches().conclude(Verdict("pass", "", ""))
+    assert reported == [
+        ("other", "trace", 5),
+        ("other", "test_other", "pass"),
+        ("sample", "", "pass"),
+    ]
+
+
+def test_one_client_is_kept_and_has_the_key(scripted):
+    found = type("Case", (Sample,), {"base_url": scripted.url, "api_key": "s3cret"})()
+    assert found.client is found.client
+    assert "s3cret" not in found.client.excerpt({"key": "s3cret"})
+
+
+@pytest.mark.parametrize(
+    ("status", "raises"), [(404, False), (405, False), (501, False), (500, True), (401, True)]
+)
+def test_a_server_without_server_info_tells_nothing(scripted, status, raises):
+    scripted.overrides["/server_info"] = (status, "")
+    found = type("Case", (Sample,), {"base_url": scripted.url})()
+    if raises:
+        with pytest.raises(BadStatus):
+            found._kit_server_info()
+    else:
+        assert found._kit_server_info() == {}

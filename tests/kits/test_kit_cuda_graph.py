@@ -5,6 +5,7 @@ import pytest
 from numeric_client import NumericClient
 from servematrix.kits import CudaGraphMixin
 from servematrix.kits.base import MeasurementError, NotApplicable, VerdictFailed
+from servematrix.kits.cuda_graph import _batches, _configured
 
 TEST = "test_cuda_graph_passes"
 
@@ -85,6 +86,71 @@ def test_batches_follow_what_the_server_tells(run, server, info, batches):
     found = {int(key.rsplit("_", 1)[1]) for key in ran.verdict.numbers if "_passes_at_" in key}
     assert found == batches
     assert ran.raised is None
+
+
+@pytest.mark.parametrize(
+    ("info", "told"),
+    [
+        ({}, (True, None)),
+        ({"cuda_graph_config": {"decode": {"backend": "full", "max_bs": 8}}}, (True, 8)),
+        ({"cuda_graph_config": {"decode": {"backend": "disabled", "max_bs": 8}}}, (False, 8)),
+        ({"cuda_graph_config": {"decode": None}, "cuda_graph_max_bs": 4}, (True, 4)),
+        ({"cuda_graph_config": [], "cuda_graph_max_bs_decode": 2}, (True, 2)),
+        ({"cuda_graph_max_bs_decode": 2, "cuda_graph_max_bs": 4}, (True, 2)),
+        ({"cuda_graph_max_bs_decode": None, "cuda_graph_max_bs": 4}, (True, 4)),
+        ({"disable_cuda_graph": True}, (False, None)),
+        ({"disable_decode_cuda_graph": True}, (False, None)),
+    ],
+)
+def test_graphs_are_as_each_version_tells_them(info, told):
+    assert _configured(info) == told
+
+
+@pytest.mark.parametrize(
+    ("info", "enabled", "max_bs", "batches"),
+    [
+        ({}, True, 8, [8, 9]),
+        ({"internal_states": []}, True, 8, [8, 9]),
+        ({"internal_states": [{"effective_max_running_requests_per_dp": 9}]}, True, 8, [8, 9]),
+        ({"internal_states": [{"effective_max_running_requests_per_dp": 8}]}, True, 8, [8]),
+        ({"internal_states": [{"effective_max_running_requests_per_dp": 7}]}, True, 8, []),
+        ({"dp_size": 1}, True, 1, [2]),
+        ({"dp_size": 2}, True, 8, []),
+        ({"dp_size": 2}, False, 8, []),
+        ({}, False, 8, [4]),
+        ({}, True, None, []),
+    ],
+)
+def test_batches_reach_one_beyond_the_largest_graph_if_so_many_run(info, enabled, max_bs, batches):
+    assert _batches(info, enabled, max_bs) == batches
+
+
+def test_passes_before_the_measurement_are_not_counted(run, server):
+    server._count(1, 1000)
+    server._count(9, 500)
+    numbers = run().verdict.numbers
+    assert (numbers["graph_passes_at_1"], numbers["eager_passes_at_1"]) == (96, 0)
+    assert (numbers["graph_passes_at_5"], numbers["eager_passes_at_5"]) == (0, 96)
+
+
+def test_a_mode_that_the_server_does_not_name_has_no_passes(run, server):
+    whole = server.metrics_text
+    server.metrics_text = lambda **more: (
+        "\n".join(line for line in whole(**more).splitlines() if "decode_none" not in line) + "\n"
+    )
+    server.graph = lambda batch: True
+    assert run().verdict.numbers["eager_passes_at_1"] == 0
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"status": {"metrics_text": 404}}, {"older_gauge": True}], ids=["none", "older"]
+)
+def test_what_was_asked_for_and_cannot_be_measured_is_an_error(run, server, knobs):
+    for name, value in knobs.items():
+        setattr(server, name, value)
+    ran = run(cuda_graph_required=True)
+    assert isinstance(ran.raised, MeasurementError)
+    assert ran.verdict.reason.endswith("although the server was started with --enable-metrics")
 
 
 @pytest.mark.parametrize(

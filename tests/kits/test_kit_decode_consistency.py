@@ -7,7 +7,7 @@ import pytest
 from numeric_client import NumericClient, hashed, likeliest
 from servematrix.kits import DecodeConsistencyMixin, logprobs
 from servematrix.kits.base import MeasurementError, NotApplicable, VerdictFailed
-from servematrix.kits.decode_consistency import _texts, limits_for
+from servematrix.kits.decode_consistency import _texts, dtype_of, limits_for
 
 DECODE = "test_decode_matches_prefill"
 CACHE = "test_prefix_cache_isolation"
@@ -52,7 +52,9 @@ def test_each_concurrency_is_reached_and_told(run, server, capsys):
     kept = ran.reporter.attachments["decode_matches_prefill"]["concurrency"]
     assert [len(kept[c]["delta_logprob"]) for c in ("1", "4")] == [5, 5]
     assert {len(row) for row in kept["1"]["delta_logprob"]} == {48}
-    assert "concurrency 4" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "Log-probabilities, nats" in table
+    assert "concurrency 4" in table
 
 
 def test_coarse_numbers_in_the_decode_path_fail(run, server):
@@ -188,6 +190,76 @@ def test_a_server_that_scores_other_tokens_fails(run, server):
     ran = run(DECODE)
     assert isinstance(ran.raised, VerdictFailed)
     assert "scored other tokens" in ran.verdict.reason
+
+
+def test_what_is_kept_has_the_form_of_recordings(run, server):
+    server.info["kv_cache_dtype"] = "auto"
+    server.noise = lambda context: -0.00000149
+    server.decoded = lambda context: 7 if len(context) % 7 == 0 else likeliest(context)
+    kept = run(DECODE, decode_consistency_prompts={"2": 3}).reporter.attachments
+    assert kept["decode_matches_prefill"]["server"] == {
+        "version": "1",
+        "dtype": "bfloat16",
+        "kv_cache_dtype": "auto",
+    }
+    assert list(kept["decode_matches_prefill"]["concurrency"]) == ["2"]
+    part = kept["decode_matches_prefill"]["concurrency"]["2"]
+    assert sorted(part) == ["delta_logprob", "gap", "logprob", "summary"]
+    for rows in (part["delta_logprob"], part["logprob"], part["gap"]):
+        assert [len(row) for row in rows] == [48] * 3
+    assert {value for row in part["delta_logprob"] for value in row} == {-0.000001}
+    assert {value for row in part["gap"] for value in row} == {0.0, 3.0}
+    values = [value for row in part["logprob"] for value in row]
+    assert all(round(value, 6) == value and round(value, 3) != value for value in values[:5])
+    assert part["summary"]["tokens"] == 144
+    assert part["summary"]["largest_gap"] == pytest.approx(3.0)
+
+
+def test_gaps_are_kept_to_six_digits(run, server):
+    whole = server.score
+
+    def score(prompts, starts=None, *, top=0, timeout=None):
+        answers = whole(prompts, starts, top=top)
+        for answer in answers if top else ():
+            for first, *_ in answer["meta_info"]["input_top_logprobs"][1:]:
+                first[0] += 0.1234564
+        return answers
+
+    server.score = score
+    kept = run(DECODE).reporter.attachments["decode_matches_prefill"]["concurrency"]["1"]
+    assert {gap for row in kept["gap"] for gap in row} == {0.123456}
+
+
+def test_each_part_is_measured_as_its_summary_says(run):
+    ran = run(DECODE)
+    found = {name: value for _, name, value, _ in ran.reporter.measurements}
+    for part in ("1", "4"):
+        summary = ran.reporter.attachments["decode_matches_prefill"]["concurrency"][part]["summary"]
+        for key in ("relative", "mean", "p99", "top1", "largest_gap"):
+            assert found[f"{key}, concurrency {part}"] == pytest.approx(summary[key])
+
+
+@pytest.mark.parametrize(
+    ("named", "dtype"),
+    [
+        ("bfloat16", "bfloat16"),
+        ("half", "float16"),
+        ("float", "float32"),
+        ("auto", "mine"),
+        (None, "mine"),
+        ("mxfp4", "mxfp4"),
+    ],
+)
+def test_a_dtype_is_told_by_its_name_and_auto_by_the_configuration(named, dtype):
+    assert dtype_of({"dtype": named}, "mine") == dtype
+    assert dtype_of({}, "mine") == "mine"
+
+
+def test_a_dtype_without_limits_of_its_own_is_judged_by_bfloat16_s(run, server):
+    server.info["dtype"] = "mxfp4"
+    ran = run(DECODE)
+    assert ran.raised is None
+    assert "as mxfp4 rounding allows" in ran.verdict.rule
 
 
 def test_prompts_differ():

@@ -4,9 +4,16 @@ import itertools
 
 import pytest
 
+from servematrix.gates.verdict import Verdict
 from servematrix.kits import BasicDecodeCorrectnessMixin
-from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
-from servematrix.kits.decode_correctness import PROBES
+from servematrix.kits.base import (
+    Inconclusive,
+    MeasurementError,
+    NotApplicable,
+    VerdictFailed,
+    concludes,
+)
+from servematrix.kits.decode_correctness import PROBES, _probe
 
 TESTS = [f"test_{probe}" for probe in PROBES]
 
@@ -69,6 +76,19 @@ def test_a_probe_that_the_model_cannot_answer_is_skipped(run_kit, scripted, prob
     assert isinstance(ran.raised, NotApplicable)
     assert PROBES[probe] in ran.verdict.reason
     assert not scripted.asked
+
+
+def test_a_probe_has_the_name_of_its_method(run_kit):
+    class Own(BasicDecodeCorrectnessMixin):
+        @concludes("decode_correctness")
+        @_probe
+        def test_basic_math(self):
+            """Guards against nothing."""
+            return Verdict("pass", "rule", "asked")
+
+    for probes, outcome in ((("basic_math",), "pass"), ((), "not_applicable")):
+        ran = run_kit(Own, "test_basic_math", decode_correctness_probes=probes)
+        assert ran.verdict.outcome == outcome
 
 
 def test_an_unknown_probe_is_an_error(run_kit):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from servematrix.gates import occupancy, sequential, throughput, trace
 from servematrix.kits import FwdOccupancyMixin, scrapes
 from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
+from servematrix.kits.fwd_occupancy import _ROWS, _Server
 
 TEST = "test_fwd_occupancy"
 FAST = {
@@ -354,3 +356,151 @@ def test_each_data_parallel_rank_is_sent_a_request_of_its_own(run, scripted):
 def test_one_rank_is_not_named(run, scripted):
     run()
     assert all("routed_dp_rank" not in (body or {}) for _, body in scripted.asked)
+
+
+# -- what is asked, kept and stated -------------------------------------------------------------
+
+
+def test_every_measurement_is_one_of_the_verdict(run):
+    ran = run()
+    found = {name: value for _, name, value, _ in ran.reporter.measurements}
+    assert list(found) == [name for name, _ in _ROWS]
+    assert found == {name: ran.verdict.numbers.get(name) for name in found}
+
+
+def test_the_table_has_two_digits_and_a_dash_for_what_is_not_known(run, capsys):
+    run()
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    shown = {name.strip(): value.strip() for _, name, value, *_ in rows}
+    assert re.fullmatch(r"98\.0\d", shown["median"])
+    assert (shown["windows"], shown["windows implied"]) == ("10", "10.00")
+    assert shown["accept length"] == "-"
+
+
+def test_each_rank_is_warmed_up_before_its_request(run, scripted):
+    scripted.info["dp_size"] = 2
+    run()
+    sent = [body for path, body in scripted.asked if path == "/generate" and not body.get("stream")]
+    assert [body["text"].startswith("First, ") for body in sent] == [True, False] * 2
+    assert [body["routed_dp_rank"] for body in sent] == [0, 0, 1, 1]
+
+
+def test_one_rank_is_judged_as_it_is(run):
+    assert run().verdict.reason.startswith("median 98.0")
+
+
+def test_a_baseline_is_judged_beside_the_rest(run, scripted):
+    steady = throughput.Baseline({"median": [98.0, 98.1, 98.2]})
+    verdict = run(fwd_occupancy_baseline=steady).verdict
+    assert "blocks of 1 fresh windows" in verdict.rule
+    assert "median no worse than" in verdict.rule
+    assert (verdict.numbers["windows"], verdict.numbers["baseline_median_runs"]) == (10, 3)
+
+
+def test_the_trace_says_what_it_is_of(run, scripted):
+    scripted.info |= {"version": "0.5.16", "decode_log_interval": 40}
+    kept = run().reporter.attachments["trace"]
+    assert sorted(kept) == ["decode_log_interval", "scrape_interval_s", "server", "traces"]
+    assert kept["server"] == {"version": "0.5.16", "speculative_algorithm": None}
+    assert (kept["scrape_interval_s"], kept["decode_log_interval"]) == (0.005, 40)
+    (one,) = kept["traces"]
+    assert sorted(one) == ["elapsed_s", "failed_scrapes", "meta_info", "samples", "stopped_early"]
+    assert 0 < one["elapsed_s"] < 60
+    assert one["meta_info"]["completion_tokens"] == 400
+    assert (one["stopped_early"], one["failed_scrapes"]) == (False, 0)
+    assert len(one["samples"]) >= 11
+
+
+def test_prompts_come_first_long_and_last(run, scripted):
+    """Each is another text, so that no request finds the one before in the cache."""
+    run(fwd_occupancy_prompt="Say much.")
+    texts = [body["text"] for path, body in scripted.asked if path == "/generate"]
+    assert texts == ["First, Say much.", "Say much.", "Last, Say much."]
+
+
+@pytest.mark.parametrize(
+    ("info", "server"),
+    [
+        ({}, _Server(40, None, 4096, "1")),
+        ({"decode_log_interval": None}, _Server(40, None, 4096, "1")),
+        ({"decode_log_interval": 10}, _Server(10, None, 4096, "1")),
+        ({"speculative_algorithm": ""}, _Server(40, None, 4096, "1")),
+        ({"speculative_algorithm": "EAGLE3"}, _Server(40, "EAGLE3", 4096, "1")),
+        ({"dp_size": None}, _Server(40, None, 4096, "1")),
+        ({"dp_size": 1}, _Server(40, None, 4096, "1")),
+        ({"dp_size": 3}, _Server(40, None, 4096, "1", range(3))),
+    ],
+)
+def test_the_server_is_asked_what_it_is(scripted, info, server):
+    scripted.info |= info
+    kit = type("Case", (FwdOccupancyMixin,), {"base_url": scripted.url})()
+    assert kit._FwdOccupancyMixin__ask_server() == server
+
+
+def test_without_a_listing_the_context_is_not_known(scripted):
+    scripted.overrides["/v1/models"] = (200, {"data": []})
+    kit = type("Case", (FwdOccupancyMixin,), {"base_url": scripted.url})()
+    assert kit._FwdOccupancyMixin__ask_server().context is None
+
+
+def test_the_limits_are_those_of_the_kit():
+    kit = FwdOccupancyMixin()
+    kit.fwd_occupancy_threshold, kit.fwd_occupancy_min_samples = 91.0, 7
+    kit.fwd_occupancy_counter_tolerance, kit.fwd_occupancy_rank_reduction = 3.0, "max"
+    kit.fwd_occupancy_startup_seconds, kit.fwd_occupancy_block_windows = 2.0, 5
+    found = kit._FwdOccupancyMixin__limits(_Server(13, None, None, None))
+    assert found == occupancy.Limits(91.0, 7, 13, 3.0, "max", 2.0, 5)
+
+
+def test_a_finish_reason_may_be_a_word(run, scripted):
+    scripted.edit = lambda path, body: (
+        {**body, "meta_info": {**body["meta_info"], "finish_reason": "length"}}
+        if path == "/generate"
+        else body
+    )
+    assert run().raised is None
+
+
+def test_a_warm_up_that_is_broken_is_told(run, scripted):
+    scripted.edit = lambda path, body: {"text": 5} if path == "/generate" else body
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert "/generate answered the warm-up with a broken answer: text:" in ran.verdict.reason
+
+
+def test_the_request_must_fit_with_the_warm_up_s_prompt(run, scripted):
+    """The prompt has 12 words as the server counts, the warm-up one more."""
+    words = len(f"First, {FwdOccupancyMixin.fwd_occupancy_prompt}".split())
+    scripted.context = words + 400
+    assert run().raised is None
+    scripted.context -= 1
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert f"{words} prompt and 400 new tokens do not fit" in ran.verdict.reason
+
+
+def test_metrics_that_are_required_and_not_there_are_an_error(run, scripted):
+    scripted.overrides["/metrics"] = (404, "")
+    assert isinstance(run(fwd_occupancy_required=True).raised, MeasurementError)
+
+
+def test_a_failed_request_has_no_latency_and_no_speculation(run, scripted):
+    scripted._long = lambda body, limit: {"text": "gone", "meta_info": None}
+    ran = run(fwd_occupancy_speculation_required=True)
+    numbers = ran.verdict.numbers
+    for name in ("stream_tokens_per_s", "itl_p50_ms", "itl_p99_ms", "ttft_s"):
+        assert name in numbers
+        assert numbers[name] is None
+    assert numbers["decode_tokens_per_s"] is None
+    assert "speculate" not in ran.verdict.reason
+    assert [path for path, _ in scripted.asked].count("/generate") == 2
+
+
+def test_the_length_that_the_server_reports_is_held_against_the_count(run, scripted):
+    _speculate(scripted, 200, spec_accept_length=2.0)
+    numbers = run(fwd_occupancy_acc_length_threshold=1.5).verdict.numbers
+    assert numbers["spec_algorithm"] == "EAGLE3"
+    assert numbers["accept_length_reported"] == 2.0
+    assert numbers["accept_length_threshold"] == 1.5
+    assert numbers["verify_passes"] == numbers["forward_passes"] == 200
+    assert isinstance(run(fwd_occupancy_acc_length_threshold=2.0).raised, VerdictFailed)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from servematrix import data
 from servematrix.client import Client
 from servematrix.kits import HellaswagMixin
 from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
-from servematrix.kits.scoring import Scored, examples, score
+from servematrix.kits.hellaswag import _UNITS, _numbers
+from servematrix.kits.scoring import Scored, ScoringError, _length, _scored, examples, score
 
 TEST = "test_accuracy_floor"
 
@@ -211,3 +214,116 @@ def test_a_baseline_is_compared_item_by_item(run, many, scripted):
     few = run(**{**changed, "hellaswag_num_questions": 110})
     assert isinstance(few.raised, MeasurementError)
     assert "missing in the candidate" in few.verdict.reason
+
+
+def test_a_failure_gives_up_batches_that_have_not_begun(items, scripted):
+    """One request at a time, and the first answer is broken: nobody asks for all forty."""
+    scripted.edit = lambda path, body: [{"text": ""}] * len(body)
+    with pytest.raises(ScoringError, match="item 0"):
+        score(
+            Client(scripted.url), data.load(items).items, "", batch_items=1, parallel=1, timeout=9
+        )
+    assert len(scripted.asked) < 40
+
+
+# -- what is stated, and where the limits lie ---------------------------------------------------
+
+
+def scored(prediction: int, *, cached=(0, 0), n0=4, joined=False) -> Scored:
+    lp = (-1.0, -2.0) if prediction == 0 else (-2.0, -1.0)
+    return Scored(0, 0, lp, (1, 1), cached=cached, n0=n0, joined=joined, checksum="")
+
+
+def test_flips_cached_context_and_joined_items_are_counted():
+    batch = [scored(0, cached=(2, 4)), scored(1, n0=6, joined=True), scored(1)]
+    single = [scored(0), scored(0), scored(1)]
+    # 6 of 2 * 4 + 2 * 6 + 2 * 4 context tokens came from the cache
+    assert _numbers(batch, single) == {"flips": 1, "cached_share": 6 / 28, "joined": 1}
+
+
+def test_every_measurement_is_one_of_the_verdict(run, capsys):
+    ran = run()
+    found = {name: value for _, name, value, _ in ran.reporter.measurements}
+    expected = [*_UNITS, "data_source", "checksum_questions", "checksum_shots"]
+    assert list(found) == expected
+    assert found == {name: ran.verdict.numbers[name] for name in expected}
+    numbers = ran.verdict.numbers
+    assert 0 < numbers["seconds_batch"] < 60
+    assert 0 < numbers["seconds_single"] < 60
+    assert numbers["items_per_second"] == pytest.approx(30 / numbers["seconds_batch"])
+    table = capsys.readouterr().out
+    for row in ("│ items per second", "│ 30 ", "│ share of context tokens", "│ HellaSwag"):
+        assert row.replace("│ HellaSwag", "HellaSwag") in table
+
+
+def test_one_by_one_means_one_request_at_a_time(run, scripted):
+    """Batches go out in parallel, single items never: a request meets no other."""
+    busy, most, lock = {}, {}, threading.Lock()
+    whole = scripted.generate
+
+    def generate(body):
+        kind = "single" if len(body["text"]) in (1, 4) else "batch"
+        with lock:
+            busy[kind] = busy.get(kind, 0) + 1
+            most[kind] = max(most.get(kind, 0), busy[kind])
+        time.sleep(0.02)
+        try:
+            return whole(body)
+        finally:
+            with lock:
+                busy[kind] -= 1
+
+    scripted.generate = generate
+    run(hellaswag_batch_items=2, hellaswag_parallel=4, hellaswag_num_questions=10)
+    assert most == {"single": 1, "batch": 4}
+
+
+def test_the_packaged_items_are_taken_when_they_are_asked_for(run):
+    ran = run(hellaswag_path=None, hellaswag_packaged=True, hellaswag_num_shots=0)
+    assert ran.verdict.numbers["data_source"].startswith("packaged")
+
+
+ITEM = data.Item(7, "Label", "somebody begins", ("a", "b"), 0)
+
+
+def answer(values, *, first=5, tokens=None, cached=None) -> dict:
+    entries = [[None, first, None], *([value, 8, None] for value in values)]
+    length = 3 + len(values) if tokens is None else tokens
+    return {
+        "meta_info": {
+            "input_token_logprobs": entries,
+            "prompt_tokens": length,
+            "cached_tokens": cached,
+        }
+    }
+
+
+def test_an_ending_of_one_token_is_scored_and_its_cached_tokens_are_kept():
+    found = _scored(ITEM, 3, iter([answer([-1.0], cached=2), answer([-2.0, -0.5])]))
+    assert (found.lp, found.nt, found.cached) == ((-1.0, -2.5), (1, 2), (2, 0))
+    assert (found.n0, found.joined, found.prediction) == (3, False, 0)
+
+
+def test_an_ending_without_a_token_of_its_own_is_an_error():
+    with pytest.raises(ScoringError, match="ending 1: 1 log-prob"):
+        _scored(ITEM, 3, iter([answer([-1.0]), answer([])]))
+
+
+def test_an_item_whose_context_is_cut_in_two_ways_is_joined():
+    assert _scored(ITEM, 3, iter([answer([-1.0]), answer([-1.0], first=6)])).joined
+    assert not _scored(ITEM, 3, iter([answer([-1.0]), answer([-1.0])])).joined
+
+
+@pytest.mark.parametrize("n0", [0, -1, None, "3"])
+def test_a_context_without_tokens_is_an_error(n0):
+    with pytest.raises(ScoringError, match="item 7: its context has prompt_tokens"):
+        _length({"meta_info": {"prompt_tokens": n0}}, ITEM)
+
+
+def test_a_context_of_one_token_has_a_length():
+    assert _length({"meta_info": {"prompt_tokens": 1}}, ITEM) == 1
+
+
+def test_log_probabilities_are_kept_to_six_digits():
+    one = Scored(0, 0, (-1.23456789, -2.0), (1, 1), (0, 0), n0=3, joined=False, checksum="c")
+    assert one.row()["lp"] == [-1.234568, -2.0]

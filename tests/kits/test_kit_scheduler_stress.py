@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from servematrix.kits import BasicSchedulerStressMixin
+from servematrix.kits import BasicSchedulerStressMixin, scheduler_stress
 from servematrix.kits.base import MeasurementError, VerdictFailed
 
 STREAM, MANY, LONG = "test_streaming_response", "test_concurrent_requests", "test_long_prompt"
@@ -172,3 +172,83 @@ def test_a_server_that_drops_everything_is_not_asked_for_ever(run_kit, scripted)
     assert isinstance(ran.raised, VerdictFailed)
     assert 32 <= ran.verdict.numbers["asked"] < 100
     assert "503" in ran.verdict.reason
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_without_a_tokenizer_route_a_request_for_one_token_counts(run_kit, scripted, status):
+    scripted.overrides["/tokenize"] = (status, "")
+    ran = run_kit(BasicSchedulerStressMixin, LONG)
+    assert ran.raised is None
+    lengths = [
+        body["sampling_params"]["max_new_tokens"]
+        for path, body in scripted.asked
+        if path == "/generate"
+    ]
+    assert lengths == [1, 1, 64]
+
+
+def test_a_tokenizer_that_breaks_is_no_tokenizer_that_lacks(run_kit, scripted):
+    scripted.overrides["/tokenize"] = (500, "broken")
+    ran = run_kit(BasicSchedulerStressMixin, LONG)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert "500" in ran.verdict.reason
+
+
+@pytest.mark.parametrize(("tokens", "rounds"), [(1, 1), (150, 2), (200, 3)])
+def test_the_filler_goes_round_as_often_as_the_length_asks(run_kit, scripted, tokens, rounds):
+    """Fifty words a round, about 50 words around it, and one round at least."""
+    run_kit(BasicSchedulerStressMixin, LONG, scheduler_stress_long_prompt_tokens=tokens)
+    (text,) = [body["text"] for path, body in scripted.asked if path == "/generate"]
+    assert text.count("The ferry leaves") == rounds
+
+
+def test_a_server_that_counts_one_token_a_round_is_believed(run_kit, scripted):
+    def edit(path, body):
+        if path != "/tokenize":
+            return body
+        return {"count": scripted.asked[-1][1]["prompt"].count("The ferry leaves")}
+
+    scripted.edit = edit
+    ran = run_kit(BasicSchedulerStressMixin, LONG, scheduler_stress_long_prompt_tokens=20)
+    assert ran.verdict.outcome == "error"
+    assert "instead of 20" in ran.verdict.reason
+
+
+def test_the_context_stands_in_the_verdict(run_kit, scripted):
+    assert run_kit(BasicSchedulerStressMixin, LONG).verdict.numbers["context_tokens"] == 4096
+    scripted.overrides["/v1/models"] = (200, {"data": "broken"})
+    assert run_kit(BasicSchedulerStressMixin, LONG).verdict.numbers["context_tokens"] is None
+
+
+def test_a_long_prompt_that_is_answered_wrongly_is_measured_so(run_kit, scripted):
+    scripted.reply = lambda prompt: "Rome"
+    ran = run_kit(BasicSchedulerStressMixin, LONG)
+    assert ran.raised is None
+    found = {name: value for _, name, value, _ in ran.reporter.measurements}
+    assert found["long_prompt_answer_right"] is False
+    assert found["long_prompt_tokens"] == ran.verdict.numbers["prompt_tokens"]
+
+
+def test_what_was_dropped_is_measured(run_kit, scripted):
+    right = scripted.generate
+
+    def generate(body):
+        if body["text"].startswith("Request 5:"):
+            return {"text": None}
+        return right(body)
+
+    scripted.generate = generate
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=20)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert ran.verdict.numbers == {"asked": 20, "unserved": 1}
+    found = {name: value for _, name, value, _ in ran.reporter.measurements}
+    assert found == {"many_requests": 20, "many_unanswered": 1}
+
+
+def test_a_server_that_drops_all_is_not_asked_for_the_rest(run_kit, scripted, monkeypatch):
+    monkeypatch.setattr(scheduler_stress, "_AT_ONCE", 1)
+    scripted.overrides["/generate"] = (500, "broken")
+    ran = run_kit(BasicSchedulerStressMixin, SERVED, scheduler_stress_requests=50)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert ran.verdict.numbers == {"asked": 32, "unserved": 32}
+    assert "500" in ran.verdict.reason

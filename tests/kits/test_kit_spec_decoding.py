@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from numeric_client import NumericClient, likeliest
+from servematrix.gates.accept_length import Drafts
 from servematrix.kits import SpecDecodingMixin
 from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
+from servematrix.kits.spec_decoding import _drafts, _fast_enough
 
 LENGTH = "test_accept_length"
 TOP1 = "test_accepted_tokens_are_top1"
@@ -139,3 +141,82 @@ def test_dummy_weights_and_missing_log_probabilities_say_nothing(run, server):
 def test_a_refused_key_is_an_error(run, server):
     server.status = {"server_info": 401}
     assert isinstance(run(LENGTH).raised, MeasurementError)
+
+
+ACCOUNT = {"completion_tokens": 23, "spec_verify_ct": 10, "spec_accept_length": 2.3}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, Drafts(23, 10, length=2.3)),
+        ({"spec_verify_ct": None}, Drafts(23, 0, length=2.3)),
+        (
+            {
+                "spec_accept_histogram": [2, 3, 5],
+                "spec_accepted_drafts": 13,
+                "spec_proposed_drafts": 20,
+                "spec_accept_rate": 0.65,
+            },
+            Drafts(23, 10, (2, 3, 5), 13, 20, 2.3, 0.65),
+        ),
+        (
+            {
+                "spec_correct_drafts_histogram": [2, 3, 5],
+                "spec_num_correct_drafts": 13,
+                "spec_num_proposed_drafts": 20,
+            },
+            Drafts(23, 10, (2, 3, 5), 13, 20, 2.3),
+        ),
+        ({"spec_accept_histogram": []}, Drafts(23, 10, length=2.3)),
+    ],
+)
+def test_an_account_is_read_under_both_names(more, expected):
+    assert _drafts({**ACCOUNT, **more}) == expected
+
+
+@pytest.mark.parametrize(
+    ("speed", "outcome"), [(150.1, "pass"), (150.0, "fail"), (0.0, "fail"), (None, "error")]
+)
+def test_a_speed_on_the_floor_is_not_above_it(speed, outcome):
+    assert _fast_enough(speed, 150.0).outcome == outcome
+
+
+def test_the_algorithm_stands_in_the_verdict(run, server):
+    server.info["speculative_algorithm"] = "STANDALONE"
+    assert run(LENGTH).verdict.numbers["spec_algorithm"] == "STANDALONE"
+
+
+def test_the_gap_of_each_token_is_kept_by_prompt_to_six_digits(run, server):
+    server.decoded = lambda context: 1 if sum(context) % 50 == 0 else likeliest(context)
+    whole = server.score
+
+    def score(prompts, starts=None, *, top=0, timeout=None):
+        answers = whole(prompts, starts, top=top)
+        for answer in answers if top else ():
+            for first, *_ in answer["meta_info"]["input_top_logprobs"][1:]:
+                first[0] += 0.1234564
+        return answers
+
+    server.score = score
+    ran = run(TOP1, spec_decoding_near_tie=0.1)
+    kept = ran.reporter.attachments["gaps"]
+    assert len(kept) == 6
+    assert {len(gaps) for gaps in kept.values()} == {117}
+    values = {gap for gaps in kept.values() for gap in gaps}
+    assert values == {0.123456, 3.123456}
+    found = {name: value for _, name, value, _ in ran.reporter.measurements}
+    assert found["largest_gap"] == pytest.approx(3.1234564)
+    assert found["near_ties"] == 0
+
+
+def test_why_there_are_no_log_probabilities_is_told(run, server):
+    server.without = {"input_token_logprobs"}
+    assert "no input_token_logprobs" in run(TOP1).verdict.reason
+
+
+def test_a_near_tie_is_what_the_dtype_allows_unless_it_is_given(run, server):
+    assert run(TOP1).verdict.numbers["near_tie_limit"] == 0.5
+    server.info["dtype"] = "float16"
+    assert run(TOP1).verdict.numbers["near_tie_limit"] == 0.0625
+    assert run(TOP1, spec_decoding_near_tie=1.5).verdict.numbers["near_tie_limit"] == 1.5

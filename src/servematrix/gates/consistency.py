@@ -161,7 +161,7 @@ def reduced(
     """
     every = sorted(abs(value) for _, delta in deltas for value in delta)
     total = math.fsum(every)
-    doubt = math.fsum(1.0 - math.exp(value) for value in scored) if scored else 0.0
+    doubt = math.fsum(1.0 - math.exp(value) for value in scored or ())
     means = [
         (math.fsum(abs(value) for value in delta) / len(delta), name) for name, delta in deltas
     ]
@@ -169,7 +169,7 @@ def reduced(
     return Summary(
         tokens=len(every),
         mean=total / len(every),
-        p99=every[min(len(every) - 1, math.ceil(0.99 * len(every)) - 1)],
+        p99=every[math.ceil(0.99 * len(every)) - 1],
         largest=every[-1],
         top1=top1,
         largest_gap=largest_gap,
@@ -195,9 +195,9 @@ def judge(
         f" > {limits.largest_gap:.3g} nats below prefill's likeliest, {limits.top1:.1%} or more of"
         " them the likeliest"
     )
-    numbers = _numbers(parts)
     if not parts:
-        return Verdict("error", rule, "nothing was compared", numbers)
+        return Verdict("error", rule, "nothing was compared")
+    numbers = _numbers(parts)
     for name, part in parts.items():
         if part.tokens < FEWEST_TOKENS:
             reason = f"{name}: {part.tokens} tokens are too few, {FEWEST_TOKENS} are needed"
@@ -288,21 +288,19 @@ def _told(part: Summary) -> str:
 
 def _numbers(parts: Mapping[str, Summary]) -> dict[str, Number]:
     """Every part's numbers, and over all parts the worst of each."""
-    numbers: dict[str, Number] = {}
-    if parts:
-        every = list(parts.values())
-        worst = max(every, key=lambda part: part.worst_sequence)
-        numbers = {
-            "tokens": sum(part.tokens for part in every),
-            "relative": max((p.relative for p in every if p.relative is not None), default=None),
-            "mean": max(part.mean for part in every),
-            "p99": max(part.p99 for part in every),
-            "largest": max(part.largest for part in every),
-            "top1": min(part.top1 for part in every),
-            "largest_gap": max(part.largest_gap for part in every),
-            "worst_sequence": worst.worst_sequence,
-            "worst_sequence_name": worst.worst_name,
-        }
+    every = list(parts.values())
+    worst = max(every, key=lambda part: part.worst_sequence)
+    numbers: dict[str, Number] = {
+        "tokens": sum(part.tokens for part in every),
+        "relative": max((p.relative for p in every if p.relative is not None), default=None),
+        "mean": max(part.mean for part in every),
+        "p99": max(part.p99 for part in every),
+        "largest": max(part.largest for part in every),
+        "top1": min(part.top1 for part in every),
+        "largest_gap": max(part.largest_gap for part in every),
+        "worst_sequence": worst.worst_sequence,
+        "worst_sequence_name": worst.worst_name,
+    }
     for name, part in parts.items():
         for key in ("relative", "mean", "p99", "top1", "largest_gap"):
             numbers[f"{key}, {name}"] = getattr(part, key)

@@ -96,7 +96,7 @@ def align(baseline: Sequence[Row], candidate: Sequence[Row]) -> Pairs:
     _same(a, b)
     if len(a) < FEWEST_ITEMS:
         raise PairingError(f"{len(a)} items are too few to compare: score {FEWEST_ITEMS} or more")
-    labels = np.array([row["label"] for row in a.values()], dtype=np.int64)
+    labels = np.array([row["label"] for row in a.values()])
     cached = "n0" in next(iter(a.values()))
     pairs = Pairs(labels, _means(a.values()), _means(b[ind] for ind in a), cached)
     for chosen, told in (

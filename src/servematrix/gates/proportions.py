@@ -90,7 +90,7 @@ def tango(lost: ArrayLike, won: ArrayLike, n: ArrayLike, loss: ArrayLike) -> Arr
     maximum-likelihood estimate, the root of a quadratic; without any changed item the statistic is
     -sqrt(n loss / (1 - loss)), so that even then few items prove little.
     """
-    lost, won, n, loss = (np.asarray(x, dtype=float) for x in (lost, won, n, loss))
+    lost, won, n, loss = (np.asarray(x) for x in (lost, won, n, loss))
     b = (2 * n - lost + won) * loss - lost - won
     root = np.sqrt(np.maximum(b * b + 8 * n * won * loss * (1 - loss), 0.0))
     chance_won = (root - b) / (4 * n)

@@ -24,7 +24,7 @@ _SHORTEST = 50
 _FEWEST_WORD_GRAMS = 12
 """Word 5-grams below which three equal ones could be chance; a loop of 64 tokens has more."""
 STOP_RULE = "with a stop string the greedy answer ends where that string would begin"
-_WORD = re.compile(r"[A-Za-z]{3,}")
+_WORD = re.compile(r"\b[A-Za-z]{3,}")
 _FEWEST_LOOPED = 12
 """Words below which a loop could be a refrain; one of 64 tokens has more."""
 _CUT = 200

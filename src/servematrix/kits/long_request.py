@@ -8,6 +8,7 @@ megabytes for 6,000 tokens. Times between tokens come from a short stream afterw
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -163,7 +164,7 @@ def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) ->
         ttft_s=arrivals[0][0] - sent,
         decode_tokens_per_s=len(gaps) / seconds if (seconds := math.fsum(gaps)) > 0 else None,
         itl_p50_ms=1000.0 * gaps[len(gaps) // 2],
-        itl_p99_ms=1000.0 * gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)],
+        itl_p99_ms=1000.0 * gaps[len(gaps) * 99 // 100],
     )
 
 
@@ -177,8 +178,7 @@ def _tokens(digits: bytes, most: int) -> int:
 def _gaps(arrivals: list[tuple[float, int]]) -> list[float]:
     """Return the seconds between tokens; tokens of one event share the time since the last."""
     gaps: list[float] = []
-    for i in range(1, len(arrivals)):
-        (before, had), (now, has) = arrivals[i - 1], arrivals[i]
+    for (before, had), (now, has) in itertools.pairwise(arrivals):
         if has > had:
             gaps += [(now - before) / (has - had)] * (has - had)
     return gaps

@@ -95,8 +95,9 @@ class BasicSchedulerStressMixin(Kit):
         The prompt is new in every run, so that the prefix cache cannot answer in its place.
         """
         context = self.__context()
-        room = None if context is None else int(context * _CONTEXT_SHARE)
-        aimed = min(self.scheduler_stress_long_prompt_tokens, room or 2**31)
+        aimed = self.scheduler_stress_long_prompt_tokens
+        if context is not None:
+            aimed = min(aimed, int(context * _CONTEXT_SHARE))
         prompt = self.__long_prompt(aimed)
         answer = self.__generate(prompt, self.sanity_max_new_tokens_short)
         meta = answer.meta_info
