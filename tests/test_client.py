@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -349,3 +351,20 @@ def test_any_bytes_in_place_of_an_answer_are_an_answer_or_a_clear_error(data, co
         with contextlib.suppress(ClientError):
             ask()
     server.close()
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@host", "http://:s3cret@host", "ftp://:s3cret@h"])
+def test_an_address_with_a_password_is_refused_and_not_shown(url):
+    with pytest.raises(ClientError, match="not a server's address") as error:
+        Client(url)
+    assert "s3cret" not in str(error.value)
+
+
+def test_no_spelling_of_the_key_is_in_an_excerpt():
+    key = 'a/key+"of&ours"'
+    client = Client("http://127.0.0.1:1", api_key=key)
+    basic = base64.b64encode(f"me:{key}".encode()).decode()
+    for one in (key, json.dumps(key), quote(key), basic):
+        # the excerpt ends within it
+        told = client.excerpt(f"{'x' * 390} {one} after")
+        assert not [at for at in range(len(one) - 8) if one[at : at + 8] in told], told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import json
 import math
 import multiprocessing
@@ -12,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from servematrix import records
 from servematrix.records import FILE, SCHEMA, RecordsError, Run, is_torn, read, standing
+from servematrix.redaction import Secrets
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = Run.create(tmp_path, "baseline", hidden=['pass"word\u00e9'])
+    run = Run.create(tmp_path, "baseline", Secrets(['pass"word\u00e9']))
     run.write("run", engine="reference")
     return run
 
@@ -58,7 +57,7 @@ def test_a_secret_is_nowhere(run: Run) -> None:
 
 @pytest.mark.parametrize("secret", ["{", "kind", '"'])
 def test_a_secret_never_makes_a_record_unreadable(tmp_path: Path, secret: str) -> None:
-    run = Run.create(tmp_path, "x", hidden=[secret])
+    run = Run.create(tmp_path, "x", Secrets([secret]))
     run.write("run", text=f"before {secret} after")
     (record,) = read(run.folder)
     assert record["text"] == "before *** after"
@@ -163,19 +162,3 @@ def test_verdicts_that_were_reached_again_give_way(run: Run) -> None:
 def test_a_folder_without_records(tmp_path: Path) -> None:
     with pytest.raises(RecordsError, match="cannot read"):
         list(read(tmp_path))
-
-
-def test_a_record_points_to_no_file_of_another_place(tmp_path):
-    (tmp_path / "secret.json").write_text("[1]")
-    run = records.Run.create(tmp_path / "results", "x")
-    for path in ("../../secret.json", str(tmp_path / "secret.json")):
-        with pytest.raises(RecordsError, match="not of this run"):
-            records.attached(run.folder, path)
-
-
-def test_an_attached_file_is_unpacked_so_far(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_MOST_BYTES", 1000)
-    bomb = tmp_path / "items.json.gz"
-    bomb.write_bytes(gzip.compress(b"[" + b" " * 1000 + b"]"))
-    with pytest.raises(RecordsError, match=r"items\.json\.gz: over 0 MB"):
-        records.attached(tmp_path, bomb.name)

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import gzip
+import hashlib
 import json
-import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from servematrix import folders
+from servematrix import folders, outside
 from servematrix.folders import Busy, Held
+from servematrix.redaction import Secrets
 
 SCHEMA = 1
 FILE = "records.jsonl"
+_LONGEST_NAME = 80
 
 
 _TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
@@ -47,8 +48,6 @@ _TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "end": {"exit_code": int},
 }
 """Of what readers use in each kind of record, where it is there."""
-_MOST_BYTES = 256_000_000
-"""Of an attached file, once it is unpacked; a run over all of HellaSwag has 1.5 MB."""
 
 
 class RecordsError(Exception):
@@ -58,21 +57,21 @@ class RecordsError(Exception):
 class Run:
     """The records of one run, open for appending.
 
-    `hidden` are secret values: wherever one would stand in a line or an attached file, `***` does.
+    Wherever one of the values in `hidden` would stand in a line or an attached file, `***` does.
     """
 
     def __init__(
-        self, folder: Path, hidden: Sequence[str] = (), *, held: Held | None = None
+        self, folder: Path, hidden: Secrets | None = None, *, held: Held | None = None
     ) -> None:
         """`held` is kept: the process that the run belongs to holds its folder to its end."""
         self.folder = folder
         self.removed = held.removed if held else ()
         self._held = held
         self._path = folder / FILE
-        self._hidden = [value for value in hidden if value]
+        self._hidden = hidden or Secrets()
 
     @classmethod
-    def create(cls, root: Path, label: str, hidden: Sequence[str] = ()) -> Run:
+    def create(cls, root: Path, label: str, hidden: Secrets | None = None) -> Run:
         """Make a new run folder under `root`; `latest` is to follow once something is recorded."""
         try:
             held = folders.make(root, file_name(label))
@@ -84,7 +83,7 @@ class Run:
         return cls(held.path, hidden, held=held)
 
     @classmethod
-    def take_up(cls, folder: Path, hidden: Sequence[str] = ()) -> Run:
+    def take_up(cls, folder: Path, hidden: Secrets | None = None) -> Run:
         """Hold the folder of a run that was ended; RecordsError where that run still lives."""
         try:
             return cls(folder, hidden, held=folders.take_up(folder))
@@ -105,7 +104,10 @@ class Run:
         record: dict[str, Any] = {"kind": kind, "time": _now()}
         if kind == "run":
             record["schema"] = SCHEMA
-        line = self._encode(record | fields) + "\n"
+        for name, value in fields.items():
+            # a verdict is a word of ours, by which records are read
+            record[name] = value if name == "verdict" else self._hidden.plain(value)
+        line = _encoded(record) + "\n"
         try:
             with self._path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -124,7 +126,7 @@ class Run:
         path = self.folder / "files" / f"{file_name(name)}.json"
         try:
             path.parent.mkdir(exist_ok=True)
-            folders.write_whole(path, self._encode(payload))
+            folders.write_whole(path, _encoded(self._hidden.plain(payload)))
         except OSError as error:
             raise RecordsError(f"cannot write {path}: {error.strerror}") from error
         return str(path.relative_to(self.folder))
@@ -148,13 +150,17 @@ class Run:
             os.ftruncate(descriptor, start)
             raise
 
-    def _encode(self, value: object) -> str:
-        return json.dumps(plain(value, self._hidden), ensure_ascii=False, allow_nan=False)
-
 
 def file_name(text: str) -> str:
-    """A text as the name of a file: one word, without a path in it."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", text).strip("-.")[:80] or "unnamed"
+    """A text as the name of a file: one word, without a path in it.
+
+    A long one ends in a part of its checksum, so that two of them stay two.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", text).strip("-.") or "unnamed"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    mark = f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name[: _LONGEST_NAME - len(mark)] + mark
 
 
 def _cut_torn_end(descriptor: int) -> None:
@@ -180,13 +186,14 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / FILE
     whole = 0
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+        with outside.within(folder, FILE).open("rb") as file:
+            # a line without an end would be read as a whole
+            while line := file.readline(outside.MOST_BYTES):
                 if not line.endswith(b"\n"):
                     break
-                whole = number
-                yield _parsed(line.decode(), path, number)
-    except (OSError, UnicodeDecodeError) as error:
+                whole += 1
+                yield _parsed(line.decode(), path, whole)
+    except (OSError, ValueError) as error:
         raise RecordsError(f"cannot read {path}: {error}") from error
     if not whole:
         raise RecordsError(f"{path}: empty, not the start of a run")
@@ -218,28 +225,14 @@ def standing(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def attached(folder: Path, path: str) -> Any:
-    """The content of a file that a record points to, gzipped where its name ends in `.gz`."""
-    return content(beside(folder, path))
+    """The content of a file that a record points to, gzipped or not.
 
-
-def beside(folder: Path, path: str) -> Path:
-    """The file that a record points to; RecordsError where it is not one of its run."""
-    file = folder / path
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise RecordsError(f"{folder / FILE}: points to {path!r}, which is not of this run")
-    return file
-
-
-def content(file: Path) -> Any:
-    """The JSON in a file, gzipped where its name ends in `.gz`; RecordsError names the file."""
+    RecordsError where it is not within the folder, and where it cannot be read.
+    """
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-            raw = opened.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise ValueError(f"over {_MOST_BYTES // 10**6} MB, which no file of a run has")
-        return json.loads(raw)
-    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
-        raise RecordsError(f"cannot read {file}: {error}") from error
+        return json.loads(outside.content(outside.within(folder, path)))
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
+        raise RecordsError(f"cannot read {folder / path}: {error}") from error
 
 
 @contextmanager
@@ -278,21 +271,9 @@ def _told(error: Exception) -> str:
     return str((isinstance(error, OSError) and error.strerror) or error)
 
 
+def _encoded(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def plain(value: object, hidden: Sequence[str] = ()) -> object:
-    """A value as JSON has it: numbers that it lacks as text, and secrets as `***`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, hidden) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, hidden) for item in value]
-    text = str(value)
-    for secret in hidden:
-        text = text.replace(secret, "***")
-    return text

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from servematrix.client import Client, ClientError, TimedOut, Unreachable
 from servematrix.engines.base import Server
 from servematrix.engines.sglang import spelled_for
+from servematrix.redaction import is_secret_flag
 from servematrix.run import PlannedCell
 from servematrix.terminal import line
 
@@ -57,6 +58,15 @@ class ServedCell:
             if str(info[key]) != str(wanted):
                 found.append(line(f"{name} is {info[key]!s:.200}, not {wanted}"))
         return found
+
+    def secrets(self) -> list[str]:
+        """Keys that the server repeats to whoever asks for its arguments."""
+        try:
+            info = self._client.server_info()
+        except ClientError:
+            return []
+        named = (value for name, value in info.items() if is_secret_flag(name))
+        return [value for value in named if isinstance(value, str)]
 
     def death(self) -> str | None:
         """How the server died; None while it lives.

@@ -26,6 +26,7 @@ from urllib3 import Timeout
 from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
 
 from servematrix.deadlines import Adapter, left
+from servematrix.redaction import Secrets, without_credentials
 
 _CHUNK = 64 * 1024
 _REUSE_SECONDS = 2.0
@@ -78,13 +79,14 @@ class Transport:
         self, base_url: str, *, api_key: str | None, max_body: int, max_event: int
     ) -> None:
         parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise ClientError(f"not a server's address: {base_url!r}; give http://HOST:PORT")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            told = without_credentials(base_url)
+            raise ClientError(f"not a server's address: {told!r}; give http://HOST:PORT")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise ClientError("the API key has a character that no header carries; a line break?")
         self.base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._api_key = api_key
+        self._secrets = Secrets([api_key] if api_key else [])
         self._max_body = max_body
         self._max_event = max_event
         self._kept = _Kept()
@@ -98,11 +100,10 @@ class Transport:
         if isinstance(body, str):
             text, size = body, f"{len(body)} characters"
         else:
-            # no more of it is encoded than is shown, and of the key that may be cut there
+            # no more of it is encoded than is shown, and of a secret that may be cut there
             parts = json.JSONEncoder(default=repr).iterencode(body)
             text, size = "".join(itertools.islice(parts, 2 * _EXCERPT)), "cut"
-        if self._api_key:
-            text = text.replace(self._api_key, "[api key]")
+        text = self._secrets.redact(text)
         return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}… ({size})"
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None, ends: float) -> bytes:

@@ -141,7 +141,8 @@ def _run(options: argparse.Namespace, folder: Path, repeats: int) -> dict[str, l
         if results.exists():
             raise ConfigError(f"--results {root}: has runs of a calibration; name another folder")
         results.mkdir(parents=True)
-        whole, ending = guarded_run([*command, "--no-baseline", "--results", str(results)], output)
+        one = command.with_options("--no-baseline", f"--results={results}")
+        whole, ending = guarded_run(one, output)
         if not whole:
             raise KeyboardInterrupt
         made = results / "latest"

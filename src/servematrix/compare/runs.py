@@ -21,10 +21,14 @@ _ITEMS: Final = ("hellaswag", "items")
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a run: its verdicts by `kit.test`, and the file of its HellaSwag items."""
+    """One cell of a run: its verdicts by `kit.test`, and the file of its HellaSwag items.
+
+    The file is that of its record, within the run's folder.
+    """
 
     tests: Mapping[str, Verdict]
-    items_file: Path | None = None
+    folder: Path = Path()
+    items_file: str | None = None
 
     def items(self) -> list[Any] | None:
         """The rows of the items as the kit attached them, None where it did not.
@@ -33,9 +37,9 @@ class Cell:
         """
         if self.items_file is None:
             return None
-        rows = records.content(self.items_file)
+        rows = records.attached(self.folder, self.items_file)
         if not isinstance(rows, list):
-            raise RecordsError(f"{self.items_file}: not a list of items")
+            raise RecordsError(f"{self.folder / self.items_file}: not a list of items")
         return rows
 
 
@@ -85,7 +89,7 @@ def _cell(
     measurements: Sequence[Mapping[str, Any]],
 ) -> Cell:
     files = [
-        records.beside(folder, one["path"])
+        str(one["path"])
         for one in measurements
         if one["cell"] == name and (one["kit"], one["name"]) == _ITEMS and "path" in one
     ]
@@ -96,4 +100,4 @@ def _cell(
         for one in verdicts
         if one["cell"] == name
     }
-    return Cell(tests, files[-1] if files else None)
+    return Cell(tests, folder, files[-1] if files else None)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from servematrix.compare.differences import Row
 from servematrix.exit_codes import Exit
-from servematrix.records import plain as json_able
+from servematrix.redaction import Secrets
 from servematrix.terminal import console
 from servematrix.terminal import line as one_line
 from servematrix.terminal import markdown as cell
@@ -76,7 +76,7 @@ def markdown(rows: Sequence[Row], sides: Mapping[str, str]) -> None:
 
 def programs(rows: Sequence[Row], sides: Mapping[str, str], code: Exit) -> None:
     """Print one JSON object: what answered, the rows with their verdicts, the exit status."""
-    found = [json_able(asdict(row)) for row in rows]
+    found = [Secrets().plain(asdict(row)) for row in rows]
     print(json.dumps({"sides": sides, "rows": found, "exit_code": int(code)}, indent=2))
 
 

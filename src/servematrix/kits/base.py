@@ -27,6 +27,7 @@ from servematrix.client import (
 )
 from servematrix.gates.verdict import Number, Outcome, Verdict
 from servematrix.kits import answers
+from servematrix.redaction import Secrets
 from servematrix.terminal import line
 
 ABSENT = (404, 405, 501)
@@ -79,6 +80,7 @@ class Kit:
 
     _kit_running: tuple[str, str] | None = None
     _kit_client: Client | None = None
+    _kit_secrets: Secrets | None = None
 
     @property
     def client(self) -> Client:
@@ -109,6 +111,10 @@ class Kit:
         """
         __tracebackhide__ = True
         kit, test = self._kit_test()
+        if self._kit_secrets is not None:
+            # what a server answered stands in reasons, and it may know more than our own key
+            rule, reason = map(self._kit_secrets.redact, (verdict.rule, verdict.reason))
+            verdict = replace(verdict, rule=rule, reason=reason)
         verdict = replace(verdict, rule=line(verdict.rule), reason=line(verdict.reason))
         print(f"{kit}.{test}: {verdict.outcome}: {verdict.reason}")
         if self.reporter is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from servematrix import config as configs
 from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
-from servematrix.records import plain
+from servematrix.redaction import Secrets
 from servematrix.replay import judging, reading
 from servematrix.replay.judging import Judged, Settings
 from servematrix.replay.reading import Items, RecordingError
@@ -111,7 +111,7 @@ def _json(one: Judged, settings: Settings) -> str:
         "power": verdict.power,
         "limits": settings.source,
     }
-    return json.dumps(plain(row), allow_nan=False)
+    return json.dumps(Secrets().plain(row), allow_nan=False)
 
 
 def _line(one: Judged) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from servematrix import config as configs
-from servematrix import records
+from servematrix import outside, records
 from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
 from servematrix.folders import LOCK
@@ -146,11 +147,11 @@ def _today(entry: _Entry, known: Mapping[str, KnownServer]) -> _Entry:
 
 def _entry(file: Path) -> _Entry:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(outside.content(outside.within(file.parent, file.name)))
         return configs.checked(_Entry, raw, str(file))
     except ConfigError as error:
         raise RecordsError(str(error)) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
         raise RecordsError(f"cannot read {file}: {error}") from error
 
 
