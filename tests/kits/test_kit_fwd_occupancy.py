@@ -354,3 +354,38 @@ def test_each_data_parallel_rank_is_sent_a_request_of_its_own(run, scripted):
 def test_one_rank_is_not_named(run, scripted):
     run()
     assert all("routed_dp_rank" not in (body or {}) for _, body in scripted.asked)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("decode_log_interval", wrong) for wrong in ("40", -40, 0, 1.5, 10**400, {"a": 1})),
+        *(("speculative_algorithm", wrong) for wrong in (["EAGLE3"], 3, "x" * 201)),
+        ("dp_size", 10**6),
+    ],
+)
+def test_what_the_server_says_of_itself_is_checked(run, scripted, field, value):
+    scripted.info[field] = value
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert f"/server_info: {field}" in ran.verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("spec_verify_ct", wrong) for wrong in ("9", -1, [], 10**400)),
+        *(("spec_accept_length", wrong) for wrong in ("x", 1e308)),
+        *(("completion_tokens", wrong) for wrong in ("400", 4e2, True)),
+        ("finish_reason", ["length"]),
+    ],
+)
+def test_an_account_of_the_request_that_is_none_is_an_error(run, scripted, field, value):
+    scripted.edit = lambda path, body: (
+        {**body, "meta_info": {**body["meta_info"], field: value}}
+        if path == "/generate" and len(body["text"]) > 1000
+        else body
+    )
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert f"its meta_info is broken: {field}" in ran.verdict.reason
