@@ -162,3 +162,21 @@ def test_verdicts_that_were_reached_again_give_way(run: Run) -> None:
 def test_a_folder_without_records(tmp_path: Path) -> None:
     with pytest.raises(RecordsError, match="cannot read"):
         list(read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        *(("verdict", "numbers", wrong) for wrong in (5, None, [], "x")),
+        ("verdict", "reason", None),
+        ("cell", "versions", ["1"]),
+        ("run", "simulated", "no"),
+        ("end", "exit_code", "0"),
+        ("measurement", "path", 7),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_line(tmp_path, kind, key, value):
+    lines = [{"kind": "run", "schema": SCHEMA}, {"kind": kind, key: value}]
+    (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(RecordsError, match=f"line 2: key '{key}' is "):
+        list(read(tmp_path))
