@@ -25,6 +25,7 @@ from servematrix.compare import runs
 from servematrix.config import ConfigError, Place
 from servematrix.gates import stream
 from servematrix.records import RecordsError
+from servematrix.redaction import Secrets
 from servematrix.replay import reading
 from servematrix.replay.reading import RecordingError
 from servematrix.validation import kept
@@ -251,7 +252,7 @@ def test_what_is_recorded_is_read_back(value):
         made.write("run", value=value)
         path = made.attach("x", value)
         (record,) = records.read(made.folder)
-        assert record["value"] == records.attached(made.folder, path) == records.plain(value)
+        assert record["value"] == records.attached(made.folder, path) == Secrets().plain(value)
 
 
 # -- baselines ----------------------------------------------------------------------------------

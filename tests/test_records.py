@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import json
 import math
 import multiprocessing
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from servematrix import records
 from servematrix.records import FILE, SCHEMA, RecordsError, Run, is_torn, read, standing
 from servematrix.redaction import Secrets
 
@@ -166,17 +164,19 @@ def test_a_folder_without_records(tmp_path: Path) -> None:
         list(read(tmp_path))
 
 
-def test_a_record_points_to_no_file_of_another_place(tmp_path):
-    (tmp_path / "secret.json").write_text("[1]")
-    run = records.Run.create(tmp_path / "results", "x")
-    for path in ("../../secret.json", str(tmp_path / "secret.json")):
-        with pytest.raises(RecordsError, match="not of this run"):
-            records.attached(run.folder, path)
-
-
-def test_an_attached_file_is_unpacked_so_far(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_MOST_BYTES", 1000)
-    bomb = tmp_path / "items.json.gz"
-    bomb.write_bytes(gzip.compress(b"[" + b" " * 1000 + b"]"))
-    with pytest.raises(RecordsError, match=r"items\.json\.gz: over 0 MB"):
-        records.attached(tmp_path, bomb.name)
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        *(("verdict", "numbers", wrong) for wrong in (5, None, [], "x")),
+        ("verdict", "reason", None),
+        ("cell", "versions", ["1"]),
+        ("run", "simulated", "no"),
+        ("end", "exit_code", "0"),
+        ("measurement", "path", 7),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_line(tmp_path, kind, key, value):
+    lines = [{"kind": "run", "schema": SCHEMA}, {"kind": kind, key: value}]
+    (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(RecordsError, match=f"line 2: key '{key}' is "):
+        list(read(tmp_path))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 
+PATIENCE = 30.0
+"""Seconds after which a server gives up whose client should have done so long before."""
 Behaviour = Callable[[socket.socket, "Wire"], None]
 
 
@@ -87,7 +90,8 @@ def dribbled(head: bytes) -> Behaviour:
     def behave(connection: socket.socket, wire: Wire) -> None:
         wire.read(connection)
         connection.sendall(head)
-        while not wire.released.wait(0.02):
+        ends = time.monotonic() + PATIENCE
+        while not wire.released.wait(0.02) and time.monotonic() < ends:
             connection.sendall(b"x")
 
     return behave
@@ -100,7 +104,8 @@ def flooding(head: bytes, piece: bytes) -> Behaviour:
         wire.read(connection)
         connection.sendall(head)
         block = piece * (1 + 65536 // len(piece))
-        while not wire.released.is_set():
+        ends = time.monotonic() + PATIENCE
+        while not wire.released.is_set() and time.monotonic() < ends:
             connection.sendall(block)
 
     return behave

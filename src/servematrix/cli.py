@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: Exit = options.command(options)
     except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
-        print(f"servematrix: {shown(_secrets(options).redact(str(problem)))}", file=sys.stderr)
+        told = _secrets(options).redact(str(problem))
+        print(f"servematrix: {shown(told)}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
         # the reader of a pipe left early; Python would complain once more at exit

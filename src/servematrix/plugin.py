@@ -159,13 +159,14 @@ def pytest_configure(config: pytest.Config) -> None:
     from servematrix.engines.base import EnvironmentProblem
     from servematrix.records import RecordsError
     from servematrix.session import MatrixSession
+    from servematrix.terminal import shown
 
     try:
         config.pluginmanager.register(MatrixSession(config), SESSION)
         config.pluginmanager.register(fixtures)
     except (ConfigError, EnvironmentProblem, RecordsError) as problem:
         secrets = run.secrets(option.servematrix_set, option.api_key_env)
-        raise pytest.UsageError(secrets.redact(str(problem))) from problem
+        raise pytest.UsageError(shown(secrets.redact(str(problem)))) from problem
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -84,11 +84,12 @@ class MatrixSession:
     def pytest_report_header(self) -> list[str]:
         """Say first what will answer, and why."""
         kept = f"records in {self._records.folder}" if self._records else "nothing is run"
-        return [
-            f"servematrix: {self.plan.subject()}; {self.plan.engine.reason}",
-            f"servematrix: cells {', '.join(cell.cell.label for cell in self.plan.cells)}; {kept}",
-            *(f"servematrix: {_told(one)}" for one in self._baselines.values()),
+        told = [
+            f"{self.plan.subject()}; {self.plan.engine.reason}",
+            f"cells {', '.join(cell.cell.label for cell in self.plan.cells)}; {kept}",
+            *map(_told, self._baselines.values()),
         ]
+        return [f"servematrix: {shown(one)}" for one in told]
 
     # -- collection ------------------------------------------------------------------------------
 
@@ -288,7 +289,7 @@ def _baselines(config: pytest.Config, plan: run.Plan, secrets: Secrets) -> dict[
 
 
 def _told(baseline: Found | str) -> str:
-    return shown(baseline if isinstance(baseline, str) else baseline.described())
+    return baseline if isinstance(baseline, str) else baseline.described()
 
 
 def _whole(config: pytest.Config) -> bool:
