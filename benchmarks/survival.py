@@ -106,10 +106,7 @@ def killed(
         if target in ("nox", "pytest"):
             left, seconds = await_the_end(run)
         else:
-            began = time.monotonic()
-            _, alive = psutil.wait_procs(hung_on_it, timeout=CLEAN_SECONDS)
-            seconds = time.monotonic() - began
-            left = [f"{one} of a killed {target}" for one in alive]
+            left, seconds = _await_all(hung_on_it)
             nox.wait(END_SECONDS)  # the run says what happened, and ends by itself
             left += await_the_end(run)[0]
     finally:
@@ -167,6 +164,25 @@ def await_the_end(run: Processes) -> tuple[list[str], float]:
         if not left or seconds > CLEAN_SECONDS:
             return left, seconds
         time.sleep(POLL_SECONDS)
+
+
+def _await_all(processes: Sequence[psutil.Process]) -> tuple[list[str], float]:
+    """Which processes are left at the deadline, and the seconds until none was."""
+    began = time.monotonic()
+    while True:
+        left = [str(one) for one in processes if not _has_ended(one)]
+        seconds = time.monotonic() - began
+        if not left or seconds > CLEAN_SECONDS:
+            return left, seconds
+        time.sleep(POLL_SECONDS)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether it has; its parent may ask how later, as pytest-xdist does of a worker."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _read(made: Path | None, text: str, target: str) -> tuple[int, list[str]]:
