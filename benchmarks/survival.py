@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import psutil
 from benchmarks.quick_project import END_SECONDS, POLL_SECONDS, Processes, Project
 
 from servematrix import records
@@ -48,7 +49,8 @@ class Round:
     workers: bool
     moment: str
     clean_seconds: float
-    """Until nothing of the run was left; from the run's end where that came by itself."""
+    """From the SIGKILL until nothing was left: of the run, or, where the run goes on to its own
+    end, of what hung on the target."""
     verdicts: int
     """In the records when the run had ended."""
     resumed: str = ""
@@ -98,11 +100,15 @@ def killed(
     nox = project.start(mark, output, *(["-n", "2"] if workers else []))
     run = Processes(mark, nox.pid)
     try:
-        if not _kill(run, nox, target, moment):
+        hung_on_it = _kill(run, nox, target, moment)
+        if hung_on_it is None:
             return None
-        if target in ("server", "guard", "worker"):
+        if target in ("nox", "pytest"):
+            left, seconds = await_the_end(run)
+        else:
+            left, seconds = _await_all(hung_on_it)
             nox.wait(END_SECONDS)  # the run says what happened, and ends by itself
-        left, seconds = await_the_end(run)
+            left += await_the_end(run)[0]
     finally:
         for pid in run.processes():
             with contextlib.suppress(ProcessLookupError):
@@ -119,17 +125,26 @@ def killed(
     return Round(target, workers, str(moment), seconds, verdicts, resumed, left, wrong, for_next)
 
 
-def _kill(run: Processes, nox: subprocess.Popen[bytes], target: str, moment: Moment) -> bool:
+def _kill(
+    run: Processes, nox: subprocess.Popen[bytes], target: str, moment: Moment
+) -> list[psutil.Process] | None:
+    """Kill the target at a moment; returns it with all that must end with it.
+
+    That is what it started, and a server's guard too. None where the run was over before.
+    """
     has_come = False
     while nox.poll() is None:
         has_come = has_come or moment(run)
         victim = run.find(target) if has_come else None
         if victim is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-                return True
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(victim)
+                ends = [process, *process.children(recursive=True)]
+                ends += [process.parent()] if target == "server" else []
+                process.kill()
+                return [one for one in ends if one is not None]
         time.sleep(POLL_SECONDS)
-    return False
+    return None
 
 
 def _run_folders(project: Project) -> list[Path]:
@@ -149,6 +164,25 @@ def await_the_end(run: Processes) -> tuple[list[str], float]:
         if not left or seconds > CLEAN_SECONDS:
             return left, seconds
         time.sleep(POLL_SECONDS)
+
+
+def _await_all(processes: Sequence[psutil.Process]) -> tuple[list[str], float]:
+    """Which processes are left at the deadline, and the seconds until none was."""
+    began = time.monotonic()
+    while True:
+        left = [str(one) for one in processes if not _has_ended(one)]
+        seconds = time.monotonic() - began
+        if not left or seconds > CLEAN_SECONDS:
+            return left, seconds
+        time.sleep(POLL_SECONDS)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether it has; its parent may ask how later, as pytest-xdist does of a worker."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _read(made: Path | None, text: str, target: str) -> tuple[int, list[str]]:

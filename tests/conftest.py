@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
+
+from wire import Behaviour, Wire
 
 pytest_plugins = ["pytester"]
 
@@ -44,3 +47,17 @@ def project(tmp_path: Path) -> Path:
         "[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
     )
     return tmp_path
+
+
+@pytest.fixture
+def wire() -> Iterator[Callable[[Behaviour], Wire]]:
+    """Starts servers that are made of a function."""
+    made: list[Wire] = []
+
+    def make(behave: Behaviour) -> Wire:
+        made.append(Wire(behave))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -200,7 +200,7 @@ def test_what_else_is_no_baseline_is_told(
         (4, [*runs, "--alpha", "0.7"], "--alpha 0.7"),
         (4, [*runs, "--repeats", "3"], "leave one out"),
         (4, [*runs, "/no/such/run"], "/no/such/run: no run"),
-        (4, [*runs, str(damaged(tmp_path / "damaged"))], "not as a run writes them"),
+        (4, [*runs, str(damaged(tmp_path / "damaged"))], "not the records of a run"),
     ):
         assert calibrate(tmp_path, *arguments) == status, told
         assert told in capsys.readouterr().err
@@ -306,6 +306,7 @@ path = "org/model"
 enable-metrics = true
 [environment]
 SGLANG_ENABLE_METRICS_DEVICE_TIMER = "1"
+https_proxy = "http://me:planted-key@127.0.0.1:1"
 [kits.hellaswag]
 num_questions = 100
 num_shots = 2
@@ -369,6 +370,7 @@ def test_a_later_run_is_held_to_what_was_calibrated(
         assert "servematrix: baseline" not in output.read_text(), "a repeat is held to nothing"
     path = Path("baselines/mine/reference.json")
     assert baselines.load(path).provenance.simulated
+    assert "planted-key" not in path.read_text()
 
     def later(*options: str) -> pytest.RunResult:
         return pytester.runpytest_subprocess(

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from servematrix import transport
 from servematrix.client import (
@@ -18,89 +22,7 @@ from servematrix.client import (
     TimedOut,
     Unreachable,
 )
-
-Behaviour = Callable[[socket.socket, "Wire"], None]
-
-
-class Wire:
-    """A server made of a function that is given each connection; it keeps what it was sent."""
-
-    def __init__(self, behave: Behaviour) -> None:
-        self._behave = behave
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.released = threading.Event()
-        self.requests: list[bytes] = []
-        self.connections = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.connections += 1
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            self._behave(connection, self)
-
-    def read(self, connection: socket.socket) -> bytes:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += connection.recv(65536) or b"\r\n\r\n"
-        head, _, body = data.partition(b"\r\n\r\n")
-        for line in head.split(b"\r\n"):
-            if line.lower().startswith(b"content-length:"):
-                while len(body) < int(line.split(b":")[1]):
-                    body += connection.recv(65536)
-        self.requests.append(head + b"\r\n\r\n" + body)
-        return head
-
-    def close(self) -> None:
-        self.released.set()
-        self._listener.close()
-
-
-@pytest.fixture
-def wire() -> Iterator[Callable[[Behaviour], Wire]]:
-    made: list[Wire] = []
-
-    def make(behave: Behaviour) -> Wire:
-        made.append(Wire(behave))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def answering(body: bytes, status: str = "200 OK", *, times: int = 100) -> Behaviour:
-    def behave(connection: socket.socket, wire: Wire) -> None:
-        for _ in range(times):
-            if not wire.read(connection):
-                return
-            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            connection.sendall(head + body)
-
-    return behave
-
-
-def streaming(*pieces: bytes, ends: bool = True) -> Behaviour:
-    """Send the pieces as chunks, each in a packet of its own."""
-
-    def behave(connection: socket.socket, wire: Wire) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire.read(connection)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for piece in pieces:
-            connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
-        if ends:
-            connection.sendall(b"0\r\n\r\n")
-        else:
-            wire.released.wait(10)
-
-    return behave
+from wire import Wire, answering, dribbled, silent, streaming
 
 
 def stream(url: str, **options) -> list[bytes]:
@@ -125,27 +47,12 @@ def test_what_is_no_address_is_refused(url):
         Client(url)
 
 
-def _silent(connection: socket.socket, wire: Wire) -> None:
-    wire.read(connection)
-    wire.released.wait(10)
-
-
-def _dribbled(head: bytes) -> Behaviour:
-    def behave(connection: socket.socket, wire: Wire) -> None:
-        wire.read(connection)
-        connection.sendall(head)
-        while not wire.released.wait(0.02):
-            connection.sendall(b"x")
-
-    return behave
-
-
 @pytest.mark.parametrize(
     "behave",
     [
-        _silent,
-        _dribbled(b"HTTP/1.1 200 OK\r\n\r\n"),
-        _dribbled(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"),
+        silent,
+        dribbled(b"HTTP/1.1 200 OK\r\n\r\n"),
+        dribbled(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"),
     ],
     ids=["silent", "body", "counted"],
 )
@@ -161,7 +68,7 @@ def test_a_call_ends_by_its_deadline_however_the_server_dribbles(wire, behave, s
 
 def test_a_call_may_name_its_own_deadline(wire):
     with pytest.raises(TimedOut):
-        Client(wire(_silent).url, timeout=60).health(timeout=0.1)
+        Client(wire(silent).url, timeout=60).health(timeout=0.1)
 
 
 @pytest.mark.parametrize(
@@ -401,3 +308,63 @@ def test_a_stream_that_stalls_ends_by_its_deadline(wire):
     assert next(events).raw == A
     with pytest.raises(TimedOut):
         next(events)
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@host", "http://:s3cret@host", "ftp://:s3cret@h"])
+def test_an_address_with_a_password_is_refused_and_not_shown(url):
+    with pytest.raises(ClientError, match="not a server's address") as error:
+        Client(url)
+    assert "s3cret" not in str(error.value)
+
+
+def test_no_spelling_of_the_key_is_in_an_excerpt():
+    key = 'a/key+"of&ours"'
+    client = Client("http://127.0.0.1:1", api_key=key)
+    basic = base64.b64encode(f"me:{key}".encode()).decode()
+    for one in (key, json.dumps(key), quote(key), basic):
+        # the excerpt ends within it
+        told = client.excerpt(f"{'x' * 390} {one} after")
+        assert not [at for at in range(len(one) - 8) if one[at : at + 8] in told], told
+
+
+@pytest.fixture(scope="module")
+def chunks() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that streams the pieces of a list, which examples fill anew."""
+    pieces: list[bytes] = []
+    server = Wire(lambda connection, wire: streaming(*pieces)(connection, wire))
+    yield server.url, pieces
+    server.close()
+
+
+@given(
+    data=st.data(),
+    content=st.one_of(
+        st.lists(st.sampled_from((A, B, DONE, b"\n", b"\r\n\r\n", b"data: ")), max_size=8),
+        st.lists(st.binary(max_size=30), max_size=8),
+    ).map(b"".join),
+)
+def test_no_byte_of_a_stream_is_lost_however_it_is_cut(chunks, data, content):
+    url, pieces = chunks
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=6)))
+    ends = zip([0, *cuts], [*cuts, len(content)], strict=True)
+    # an empty chunk would be the last one
+    pieces[:] = [content[start:end] for start, end in ends if start < end]
+    events = stream(url)
+    assert b"".join(events) == content
+    assert all(event.endswith(b"\n\n") for event in events[:-1])
+    assert all(event.find(b"\n\n") in (-1, len(event) - 2) for event in events)
+
+
+@given(data=st.data(), content=st.binary(max_size=60))
+def test_any_bytes_in_place_of_an_answer_are_an_answer_or_a_clear_error(data, content):
+    head = data.draw(st.sampled_from((b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n")))
+
+    def behave(connection: socket.socket, wire: Wire) -> None:
+        wire.read(connection)
+        connection.sendall(head + content)
+
+    server = Wire(behave)
+    for ask in (lambda: stream(server.url), lambda: Client(server.url).server_info()):
+        with contextlib.suppress(ClientError):
+            ask()
+    server.close()

@@ -14,6 +14,7 @@ import pytest
 
 from servematrix import cli, records
 from servematrix.compare import live
+from servematrix.validation.running import Command
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "validation" / "h200-sglang-0.5.16"
@@ -337,14 +338,14 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[list[str]
     def replaced(answer: Answer) -> list[list[str]]:
         commands: list[list[str]] = []
 
-        def run(command: Sequence[str], output: Path) -> tuple[bool, str]:
-            commands.append(list(command))
+        def run(command: Command, output: Path) -> tuple[bool, str]:
+            commands.append(list(command.line))
             output.write_text("what it printed\n")
             found = answer(len(commands), output.stem[-1])
             if found is None:
                 return False, "interrupted"
             if found:
-                made(Path(command[-1]), (BUSY, "pass"), **found)
+                made(Path(command.line[-1].removeprefix("--results=")), (BUSY, "pass"), **found)
             return True, "exit 1"
 
         monkeypatch.setattr(live, "guarded_run", run)
@@ -372,9 +373,9 @@ def test_runs_are_made_in_turn_and_paired(
     status, rows, told = measured(capsys, tmp_path / "out", "--rounds", "2")
     assert status == 1
     assert rows["occupancy"] == "fail"
-    changed = ["arguments.x=1" in command for command in commands]
+    changed = ["--set=arguments.x=1" in command for command in commands]
     assert changed == [False, True, True, False] * 2
-    assert all(command[command.index("--engine") + 1] == "reference" for command in commands)
+    assert all("--engine=reference" in command for command in commands)
     assert all("--no-baseline" in command for command in commands)
     assert "[2/8] B: reference --set arguments.x=1" in told
 
@@ -387,7 +388,8 @@ def test_two_urls_are_each_asked(
     asked = ["compare", "--a", urls[0], "--b", urls[1], "--config", "smollm2", "--json"]
     assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["low"] == 0
-    assert [command[command.index("--base-url") + 1] for command in commands] == [
+    named = [[one for one in command if one.startswith("--base-url=")] for command in commands]
+    assert [one.partition("=")[2] for (one,) in named] == [
         *urls,
         *reversed(urls),
     ]

@@ -178,6 +178,16 @@ def test_the_configuration_without_a_gpu(configs_directory: Path) -> None:
     assert found["hellaswag_packaged"] is True
 
 
+def test_a_digest_tells_nothing_of_a_secret(configs_directory: Path) -> None:
+    baseline = configs.load(configs_directory, "baseline")
+
+    def digest(key: str) -> str:
+        changes = [f"environment.HF_TOKEN={key}", f"environment.X=http://me:{key}@host"]
+        return configs.digest(configs.resolve(baseline, {}, HERE, changes))
+
+    assert digest("planted-1") == digest("planted-2")
+
+
 def test_an_unknown_name_is_met_with_the_nearest(configs_directory: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'baseline'"):
         configs.load(configs_directory, "basline")

@@ -90,9 +90,10 @@ def test_files_that_cannot_be_read(write, tmp_path):
         with pytest.raises(data.DataError, match=told):
             data.load(path)
     broken = tmp_path / "broken.jsonl.gz"
-    for content in (b"no gzip", gzip.compress(b"x" * 5000)[:-9]):
+    cut = gzip.compress(b"x" * 5000)[:-9]
+    for content, told in ((b"no gzip", "not JSON"), (cut, "cannot read")):
         broken.write_bytes(content)
-        with pytest.raises(data.DataError, match="cannot read"):
+        with pytest.raises(data.DataError, match=told):
             data.load(str(broken))
     broken.with_suffix("").write_bytes(b"\xff\xfe")
     with pytest.raises(data.DataError, match="cannot read"):

@@ -91,3 +91,33 @@ def test_a_line_that_matters_and_cannot_be_read_is_named(line):
 
 def test_a_line_that_does_not_matter_is_not_read():
     assert metrics.read(TEXT + "sglang:other{ broken\n").num_requests_total == 2026.0
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        *("fwd_occupancy 101.5", "fwd_occupancy -1", "fwd_occupancy +Inf", "fwd_occupancy 1e308"),
+        *("num_running_reqs -1", "num_queue_reqs NaN", "gen_throughput 1e308"),
+        *("num_requests_total -Inf", "spec_accept_length 1e16"),
+        'forward_execution_seconds_total{category="decode"} -0.5',
+        'cuda_graph_passes_total{mode="decode_none"} NaN',
+    ],
+)
+def test_a_value_that_no_server_means_is_named(sample):
+    with pytest.raises(metrics.MalformedMetrics, match="which it cannot be") as caught:
+        metrics.read(f"sglang:{sample}\n")
+    assert sample.split("{")[0].split(" ")[0] in str(caught.value)
+
+
+def test_ranks_are_bounded_in_number_and_name():
+    line = 'sglang:num_running_reqs{{dp_rank="{}"}} 1\n'
+    assert len(metrics.read("".join(map(line.format, range(1024)))).ranks) == 1024
+    with pytest.raises(metrics.MalformedMetrics, match="over 1024 ranks"):
+        metrics.read("".join(map(line.format, range(1025))))
+    with pytest.raises(metrics.MalformedMetrics, match="by over 64 characters"):
+        metrics.read(line.format("x" * 65))
+
+
+def test_a_line_ends_with_a_newline_alone():
+    found = metrics.read('sglang:num_running_reqs{model_name="a\u2028b\x85"} 3\n')
+    assert found.ranks["dp0"].num_running_reqs == 3

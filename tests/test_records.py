@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from servematrix.records import FILE, SCHEMA, RecordsError, Run, is_torn, read, standing
+from servematrix.redaction import Secrets
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = Run.create(tmp_path, "baseline", hidden=['pass"word\u00e9'])
+    run = Run.create(tmp_path, "baseline", Secrets(['pass"word\u00e9']))
     run.write("run", engine="reference")
     return run
 
@@ -56,7 +57,7 @@ def test_a_secret_is_nowhere(run: Run) -> None:
 
 @pytest.mark.parametrize("secret", ["{", "kind", '"'])
 def test_a_secret_never_makes_a_record_unreadable(tmp_path: Path, secret: str) -> None:
-    run = Run.create(tmp_path, "x", hidden=[secret])
+    run = Run.create(tmp_path, "x", Secrets([secret]))
     run.write("run", text=f"before {secret} after")
     (record,) = read(run.folder)
     assert record["text"] == "before *** after"
@@ -160,4 +161,22 @@ def test_verdicts_that_were_reached_again_give_way(run: Run) -> None:
 
 def test_a_folder_without_records(tmp_path: Path) -> None:
     with pytest.raises(RecordsError, match="cannot read"):
+        list(read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        *(("verdict", "numbers", wrong) for wrong in (5, None, [], "x")),
+        ("verdict", "reason", None),
+        ("cell", "versions", ["1"]),
+        ("run", "simulated", "no"),
+        ("end", "exit_code", "0"),
+        ("measurement", "path", 7),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_line(tmp_path, kind, key, value):
+    lines = [{"kind": "run", "schema": SCHEMA}, {"kind": kind, key: value}]
+    (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(RecordsError, match=f"line 2: key '{key}' is "):
         list(read(tmp_path))

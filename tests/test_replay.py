@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from servematrix import cli
+from servematrix import cli, outside
 from servematrix.gates import consistency
 from servematrix.gates.consistency import Compared
 from servematrix.replay import reading
@@ -430,7 +430,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(capsys, tmp_path, content, told)
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_huge_file_is_refused(capsys, tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(reading, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(outside, "MOST_BYTES", 2_000_000)
     content = b" " * 2_000_001
     path = tmp_path / "huge"
     path.write_bytes(gzip.compress(content) if packed else content)

@@ -362,6 +362,11 @@ OK, BAD = verdict("a", "one", "pass"), verdict("a", "two", "error")
         pytest.param(
             [A, BAD, verdict("a", "x", "not_applicable")], ["two"], id="nor what asks no server"
         ),
+        pytest.param(
+            [A, verdict("a", "x", "error") | {"kit": "shutdown"}],
+            [],
+            id="what a server left stands",
+        ),
         pytest.param([A, BAD, B], [], id="another server was started later"),
         pytest.param(
             [A, BAD, served("b", startup_seconds=30)], ["two"], id="it was being started already"

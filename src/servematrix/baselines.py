@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from servematrix import config as configs
+from servematrix import outside
 from servematrix.config import ConfigError, Scalar
 from servematrix.gates import throughput
 from servematrix.records import RecordsError, file_name
+from servematrix.redaction import is_secret
 
 FORMAT: Final = 1
 FOLDER: Final = "baselines"
@@ -133,7 +136,7 @@ def serving(configuration: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         "model": configuration["model"],
         "arguments": {name: arguments[name] for name in arguments if name != "fault"},
-        "environment": {k: v for k, v in environment.items() if not configs.is_secret(k)},
+        "environment": {k: v for k, v in environment.items() if not is_secret(k)},
         "kits": {kit: values for kit, values in configuration.get("kits", {}).items() if values},
     }
     plain: dict[str, Any] = json.loads(_canonical(kept))
@@ -189,8 +192,8 @@ def write(path: Path, content: Mapping[str, Any], rows: Sequence[Mapping[str, An
 def load(path: Path) -> Baseline:
     """Read a baseline; BaselineError names file and key where it is not as it was written."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        raw = json.loads(outside.raw(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise BaselineError(f"cannot read {path}: {error}") from error
     if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
         raise BaselineError(
@@ -213,15 +216,18 @@ def rows(path: Path, baseline: Baseline) -> list[dict[str, Any]] | None:
         return None
     beside = path.with_name(baseline.items.file)
     try:
-        packed = beside.read_bytes()
-    except OSError as error:
+        packed = outside.raw(beside)
+    except (OSError, ValueError) as error:
         raise BaselineError(f"{path}: key 'items': cannot read {beside}: {error}") from error
     if hashlib.sha256(packed).hexdigest() != baseline.items.sha256:
         raise BaselineError(
             f"{path}: key 'items.sha256': {beside} is not as it was written; calibrate again or"
             " restore the file"
         )
-    found: list[dict[str, Any]] = json.loads(gzip.decompress(packed))
+    try:
+        found: list[dict[str, Any]] = json.loads(outside.unpacked(packed))
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
+        raise BaselineError(f"{path}: key 'items': cannot read {beside}: {error}") from error
     return found
 
 

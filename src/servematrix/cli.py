@@ -8,11 +8,11 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix import config as configs
@@ -25,8 +25,10 @@ from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
 from servematrix.faults import command as faulting
 from servematrix.records import RecordsError
+from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
+from servematrix.terminal import console, shown
 from servematrix.validation import command as validation
 
 
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: Exit = options.command(options)
     except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
-        print(f"servematrix: {problem}", file=sys.stderr)
+        told = _secrets(options).redact(str(problem))
+        print(f"servematrix: {shown(told)}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
         # the reader of a pipe left early; Python would complain once more at exit
@@ -45,12 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _secrets(options: argparse.Namespace) -> Secrets:
+    """What is secret in the environment, and in what was typed."""
+    given = [getattr(options, name, None) or [] for name in ("set", "a_set", "b_set")]
+    return run.secrets([*chain(*given)], getattr(options, "api_key_env", None))
+
+
 class _Parser(argparse.ArgumentParser):
     """Ends bad usage with our status for it; argparse's 2 means interrupted here."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
+        # what was typed in a place where nothing is known may be a change all the same
+        typed = [part for one in sys.argv for part in (one, one.partition("=")[2])]
+        self.exit(Exit.USAGE, f"{self.prog}: {run.secrets(typed).redact(message)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,7 +122,8 @@ def _list(options: argparse.Namespace) -> Exit:
             | {"cells": [cell.id for cell in matrix.expand(item)]}
             for item in found
         ]
-        print(json.dumps(rows, indent=2))
+        hidden = Secrets(chain(*(configs.secrets(item) for item in found)))
+        print(json.dumps(hidden.plain(rows), indent=2))
         return Exit.PASSED
     table = Table(title=f"configurations in {folder}", title_justify="left", box=SIMPLE_HEAD)
     for column in ("name", "stage", "cells", "about", "needs"):
@@ -126,7 +138,7 @@ def _list(options: argparse.Namespace) -> Exit:
             _needs(item),
             item.description,
         )
-    Console().print(table)
+    console().print(table)
     return Exit.PASSED
 
 
@@ -150,7 +162,7 @@ def _plan(options: argparse.Namespace) -> Exit:
     )
     plan = run.plan(asked)
     engine = plan.engine
-    rows = [_row(plan, cell) for cell in plan.cells]
+    rows: Any = plan.secrets().plain([_row(plan, cell) for cell in plan.cells])
     if options.json:
         print(json.dumps({"engine": engine.name, "reason": engine.reason, "cells": rows}, indent=2))
     else:

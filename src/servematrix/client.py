@@ -28,6 +28,14 @@ __all__ = [
 ]
 
 MIB = 1024 * 1024
+_MORE_EVENTS = 64
+"""Events of a stream beside twice those of its tokens, so that a stream without an end is none."""
+_MOST_TOKENS = 10**9
+_MOST_VALUES = 10**6
+"""Values of an answer: a batch of 64 HellaSwag items has 40,000. Ten million brackets, which the
+largest body may hold, take half a gigabyte and seconds to parse."""
+_DEEPEST = 64
+"""Levels of JSON; a server's answers have fewer than ten."""
 
 Json = dict[str, Any]
 
@@ -36,9 +44,10 @@ class Client:
     """Calls one server. Safe to share between threads; each keeps one connection alive.
 
     `timeout` is the total time in seconds that a call may take unless the call names its own;
-    `max_body` the most bytes of one answer, or of one event of a stream. The API key is sent as a
-    bearer token and shown in no message. Every call raises `ClientError`: `Unreachable` (nobody
-    answers; `TimedOut` where it was not in time), `BadStatus`, or `MalformedAnswer`.
+    `max_body` the most bytes of one answer; the largest of a whole run was 145 KB, a batch of
+    HellaSwag endings. The API key is sent as a bearer token and shown in no message. Every call
+    raises `ClientError`: `Unreachable` (nobody answers; `TimedOut` where it was not in time),
+    `BadStatus`, or `MalformedAnswer`.
     """
 
     def __init__(
@@ -47,9 +56,11 @@ class Client:
         *,
         api_key: str | None = None,
         timeout: float = 60.0,
-        max_body: int = 64 * MIB,
+        max_body: int = 16 * MIB,
     ) -> None:
-        self._transport = Transport(base_url, api_key=api_key, max_body=max_body)
+        self._transport = Transport(
+            base_url, api_key=api_key, max_body=max_body, max_event=min(max_body, MIB)
+        )
         self._timeout = timeout
 
     def health(self, *, timeout: float | None = None) -> None:
@@ -128,10 +139,12 @@ class Client:
         """Stream a greedy answer of `/generate` over a connection of its own, event by event.
 
         An event ends with its blank line; bytes after the last blank line come as a last event
-        without one. Nothing is parsed. `timeout` bounds the whole stream.
+        without one. Nothing is parsed. `timeout` bounds the whole stream; an event over 1 MiB, or
+        many more events than tokens, are a malformed answer.
         """
         body = {**_prompt(text), **_greedy(max_new_tokens, ignore_eos), "stream": True}
-        return self._transport.events("/generate", body, self._ends(timeout))
+        most = 2 * max_new_tokens + _MORE_EVENTS
+        return self._transport.events("/generate", body, self._ends(timeout), most=most)
 
     def score(
         self,
@@ -167,8 +180,8 @@ class Client:
         """Count the tokens of a text as the server counts those of a prompt."""
         path = "/tokenize"
         count = self._object("POST", path, {"model": model, "prompt": text}).get("count")
-        if not isinstance(count, int):
-            raise MalformedAnswer(f"{self._transport.at(path)} gave no 'count'")
+        if type(count) is not int or not 0 <= count <= _MOST_TOKENS:
+            raise MalformedAnswer(f"{self._transport.at(path)} gave no 'count' of tokens")
         return count
 
     def metrics_text(self, *, timeout: float | None = None) -> str:
@@ -217,11 +230,18 @@ class Client:
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float | None
     ) -> Any:
         data = self._call(method, path, body, timeout)
+        at = self._transport.at(path)
+        if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise MalformedAnswer(f"{at} gave JSON of over {_MOST_VALUES} values")
         try:
-            return json.loads(data)
-        except ValueError:
+            answer = json.loads(data.decode())  # bytes would be taken for UTF-16 too
+        except (ValueError, RecursionError) as error:
             text = self.excerpt(data.decode("utf-8", "replace"))
-            raise MalformedAnswer(f"{self._transport.at(path)} gave no JSON: {text!r}") from None
+            why = "nested too deep" if isinstance(error, RecursionError) else f"{error}"
+            raise MalformedAnswer(f"{at} gave no JSON ({why:.80}): {text!r}") from None
+        if not _shallow(answer):
+            raise MalformedAnswer(f"{at} gave JSON that is nested over {_DEEPEST} deep")
+        return answer
 
     def _call(
         self,
@@ -234,6 +254,22 @@ class Client:
 
     def _ends(self, timeout: float | None) -> float:
         return time.monotonic() + (self._timeout if timeout is None else timeout)
+
+
+def _shallow(answer: Any) -> bool:
+    """Whether an answer is nested no deeper than what walks over it by recursion can go."""
+    level = [answer]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def _prompt(prompt: str | Sequence[int]) -> Json:

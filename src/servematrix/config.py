@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from servematrix import refusals
+from servematrix.changes import parsed, told
+from servematrix.redaction import (
+    Secrets,
+    credentials,
+    is_secret,
+    is_secret_flag,
+    without_credentials,
+)
 
 T = TypeVar("T", bound=BaseModel)
 Scalar = str | int | float | bool
@@ -38,7 +47,6 @@ Probe = Literal[
 ]
 _FLAG = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|(^|_)KEY(_|$)", re.IGNORECASE)
 Flag = Annotated[str, Field(pattern=_FLAG)]
 Concurrency = Annotated[str, Field(pattern=r"^[1-9][0-9]*$")]
 Variable = Annotated[str, Field(pattern=_VARIABLE)]
@@ -300,14 +308,27 @@ class Configuration(_Table):
         return self
 
     @model_validator(mode="after")
-    def _no_key_in_the_open(self) -> Configuration:
-        for arguments in (self.arguments, *(one.arguments for one in self.overrides)):
-            if "api-key" in arguments:
-                raise ValueError(
-                    "arguments.api-key: a key here would stand in records and command lines; "
-                    "name the variable that holds it with --api-key-env"
-                )
+    def _is_not_refused(self) -> Configuration:
+        for problem in _refused(self):
+            raise ValueError(problem)
         return self
+
+
+def _tables(config: Configuration) -> list[Configuration | Override]:
+    return [config, *config.overrides]
+
+
+def _refused(config: Configuration) -> Iterator[str]:
+    """What a configuration sets and may not, a sentence each."""
+    found: list[str | None] = []
+    for table in _tables(config):
+        found += [refusals.of_argument(*one) for one in table.arguments.items()]
+        found += [refusals.of_variable(*one) for one in table.environment.items()]
+        for key, path in (table.model or _ModelPatch()).model_dump().items():
+            found.append(refusals.of_text(f"model.{key}", path))
+    for name, values in config.axis.items():
+        found += [refusals.of_text(f"axis.{name}", value) for value in values]
+    yield from (problem for problem in found if problem is not None)
 
 
 @dataclass(frozen=True)
@@ -369,7 +390,7 @@ def load(directory: Path, name: str) -> Configuration:
         )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if "name" in raw:
         raise ConfigError(f"{path}: key 'name': leave it out, the file's name is the name")
@@ -403,24 +424,40 @@ def resolve(
             patch = override.model_dump(exclude_none=True, exclude_unset=True)
             patch.pop("when")
             raw = _merged(raw, patch)
-    for change in changes:
-        raw = _merged(raw, _assignment(change))
+    try:
+        for change in changes:
+            raw = _merged(raw, parsed(change))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    where = " ".join(f"--set {told(change)}" for change in changes)
+    where = where or f"configuration {config.name}"
+    # what a change made of the tables is not known before
+    whole = checked(Configuration, raw, where)
     for table in ("arguments", "environment"):
-        raw[table] = {key: _filled(value, axis) for key, value in raw.get(table, {}).items()}
-    raw["suites"] = [_filled(suite, axis) for suite in raw["suites"]]
-    where = f"--set {' --set '.join(changes)}" if changes else f"configuration {config.name}"
+        raw[table] = {key: _filled(value, axis) for key, value in getattr(whole, table).items()}
+    raw["suites"] = [_filled(suite, axis) for suite in whole.suites]
     return checked(Configuration, raw, where)
 
 
-def digest(config: Configuration) -> str:
-    """sha256 over a configuration's canonical JSON: runs with one digest asked the same."""
-    text = json.dumps(config.model_dump(exclude_none=True), sort_keys=True, separators=(",", ":"))
+def digest(config: Configuration, hidden: Secrets | None = None) -> str:
+    """sha256 over a configuration's canonical JSON: runs with one digest asked the same.
+
+    Secrets, those in `hidden` or else the configuration's own, are left out: a digest lets
+    everybody try guesses.
+    """
+    hidden = hidden or Secrets(secrets(config))
+    whole = hidden.plain(config.model_dump(exclude_none=True))
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def is_secret(variable: str) -> bool:
-    """Whether the name of an environment variable says that its value is secret."""
-    return _SECRET.search(variable) is not None
+def secrets(config: Configuration) -> list[str]:
+    """Secret values that a configuration gives its server's variables."""
+    found: list[str] = []
+    for table in _tables(config):
+        for name, value in table.environment.items():
+            found += [value] if is_secret(name) else credentials(value)
+    return found
 
 
 def attributes(config: Configuration) -> dict[str, Any]:
@@ -464,24 +501,6 @@ def _merged(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _assignment(change: str) -> dict[str, Any]:
-    key, separator, text = change.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not separator or not all(parts):
-        raise ConfigError(
-            f"--set {change}: expected key=value, such as gates.fwd_occupancy.threshold=96"
-        )
-    if parts[0] in ("name", "axis", "overrides", "instead"):
-        raise ConfigError(f"--set {change}: {parts[0]!r} cannot be set from the command line")
-    try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    for part in reversed(parts):
-        value = {part: value}
-    return dict(value)
-
-
 def checked(table: type[T], raw: Mapping[str, Any], where: str) -> T:
     """What was read, as a table; ConfigError with one line a problem, each begins with `where`."""
     try:
@@ -503,7 +522,9 @@ def _sentence(problem: Mapping[str, Any], table: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     found = problem["input"]
-    shown = "" if isinstance(found, dict) else f" (found {found!r})"
+    secret = any(part == "environment" or is_secret_flag(str(part)) for part in location)
+    shown = "" if isinstance(found, dict) or secret else f" (found {found!r})"
+    shown = without_credentials(shown)
     text = str(problem["msg"]).removeprefix("Value error, ")
     if location and location[-1] == "[key]":
         text = f"not a valid name ({text})"

@@ -7,7 +7,6 @@ the same format, serves the embedded server.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib
 import json
@@ -19,6 +18,8 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
+
+from servematrix import outside
 
 HUB_NAME: Final = "Rowan/hellaswag"
 HUB_REVISION: Final = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
@@ -120,13 +121,10 @@ def clean(text: str) -> str:
 
 def _from_file(path: Path) -> ItemSet:
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        text = data.decode("utf-8")
+        text = outside.content(path).decode("utf-8")
     except FileNotFoundError:
         raise DataError(f"no file {path}; {_HOW_TO_GET}") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; {_HOW_TO_GET}") from error
     items = tuple(_items(_rows(text, path), str(path)))
     if not items:

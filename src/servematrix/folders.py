@@ -80,7 +80,8 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, however its writer ends."""
     part = path.with_name(path.name + _PART)
     try:
-        part.write_text(text, encoding="utf-8")
+        # a lone surrogate, which UTF-8 lacks, as JSON writes it
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(path)
     except OSError:
         with suppress(OSError):
@@ -122,7 +123,9 @@ def _clean(root: Path) -> tuple[Path, ...]:
     for pointer in root.glob(f"{_POINTER}*"):
         removed += _removed(pointer)
     for run in _runs(root):
-        left = [*run.glob(f"*{_PART}"), *run.glob(f"files/*{_PART}")]
+        # a folder from elsewhere may hold a link to where nothing is ours
+        inner = () if (run / "files").is_symlink() else run.glob(f"files/*{_PART}")
+        left = [*run.glob(f"*{_PART}"), *inner]
         empty = {path.name for path in run.iterdir()} <= {LOCK}
         if not left and not empty:
             continue

@@ -1,11 +1,14 @@
 """`/metrics` into numbers: the only place that knows metric names.
 
 A scrape is some 500 lines, of which a dozen matter here, and it is read many times a second on the
-machine that is being measured. Only those lines reach the parser.
+machine that is being measured. Only those lines reach the parser. What no server could mean (a
+negative count, an occupancy of 1e308 %, more ranks than machines have) is refused, so that nothing
+is ever computed from it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -48,8 +51,17 @@ _GAUGES = {
 }
 
 
+_MOST_LINES = 50_000
+"""Lines that matter, some 20 a rank: parsing them takes half a second."""
+_MOST_RANKS = 1024
+_LONGEST_LABEL = 64
+_LARGEST = 1e15
+_LARGEST_OCCUPANCY = 101.0
+"""Percent; the largest one recorded of a real server is 100.0."""
+
+
 class MalformedMetrics(ValueError):
-    """A line that matters cannot be read; the message names it."""
+    """A line that matters cannot be read or means nothing; the message names it."""
 
 
 @dataclass
@@ -115,6 +127,8 @@ def read(text: str) -> Metrics:
     requests: float | None = None
     older: set[str] = set()
     for name, labels, value in _samples(text):
+        if not _meant(name, value):
+            raise MalformedMetrics(f"/metrics shows {name} {value!r}, which it cannot be")
         if name in (GRAPH_GAUGE, OLD_FORWARD):
             older.add(name)
             continue
@@ -123,6 +137,11 @@ def read(text: str) -> Metrics:
             continue
         key = (labels.get("dp_rank", "0"), labels.get("pp_rank", "0"), labels.get("tp_rank", "0"))
         rank = ranks.setdefault(key, RankMetrics(group=key[0]))
+        if len(ranks) > _MOST_RANKS or max(map(len, key)) > _LONGEST_LABEL:
+            raise MalformedMetrics(
+                f"/metrics names over {_MOST_RANKS} ranks, or one by over {_LONGEST_LABEL}"
+                f" characters: {name} {key!r:.120}"
+            )
         if name == _FORWARD:
             category = labels.get("category", "")
             rank.forward_seconds[category] = rank.forward_seconds.get(category, 0.0) + value
@@ -144,7 +163,10 @@ def read(text: str) -> Metrics:
 
 
 def _samples(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
-    lines = [line for line in text.splitlines() if line.startswith(_WANTED)]
+    # not splitlines(), which also breaks at characters that label values may have
+    lines = [line for line in text.split("\n") if line.startswith(_WANTED)]
+    if len(lines) > _MOST_LINES:
+        raise MalformedMetrics(f"/metrics has {len(lines)} lines that matter: is it one server's?")
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:
@@ -152,6 +174,13 @@ def _samples(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
     except ValueError as error:
         bad = next((line for line in lines if not _readable(line)), "")
         raise MalformedMetrics(f"/metrics has a line that cannot be read: {bad[:200]!r}") from error
+
+
+def _meant(name: str, value: float) -> bool:
+    """Whether a server can mean this value; an occupancy is NaN while there is none."""
+    if name == _OCCUPANCY:
+        return math.isnan(value) or 0 <= value <= _LARGEST_OCCUPANCY
+    return 0 <= value <= _LARGEST
 
 
 def _readable(line: str) -> bool:

@@ -17,6 +17,7 @@ from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError, Run
 from servematrix.resume import Earlier
 from servematrix.run import Plan
+from servematrix.terminal import line, shown
 from servematrix.verdicts import SHUTDOWN
 
 
@@ -95,7 +96,8 @@ class Outcome:
             terminalreporter.section("verdicts that are not a pass")
         for (verdict, reason), tests in self._troubles.items():
             named = tests[0] if len(tests) == 1 else f"{len(tests)} tests, {tests[0]} first"
-            terminalreporter.write_line(f"{verdict}: {named}: {reason.splitlines()[0]}")
+            first = line(reason.partition("\n")[0])
+            terminalreporter.write_line(f"{verdict}: {named}: {first}")
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self, config: pytest.Config) -> None:
@@ -104,7 +106,7 @@ class Outcome:
             return
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
         kept = f" ({self._kept} of them kept from before it was taken up)" if self._kept else ""
-        line = (
+        told = shown(
             f"servematrix: exit {int(self._exit)} ({self._meaning()}): "
             f"{counts or 'no verdicts'}{kept}; "
             f"{self._plan.subject(self._answered, simulated=self._simulated)}; "
@@ -113,9 +115,9 @@ class Outcome:
         )
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is None:
-            print(line)
+            print(told)
         else:
-            reporter.write_line(line)
+            reporter.write_line(told)
 
     def _meaning(self) -> str:
         """The status in words; a run that only --strict failed says so."""

@@ -54,7 +54,8 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "default": [],
             "metavar": "KEY=VALUE",
             "dest": "servematrix_set",
-            "help": "change a key of the configuration, e.g. gates.fwd_occupancy.threshold=96",
+            "help": "change a key of the configuration, e.g. gates.fwd_occupancy.threshold=96;"
+            " KEY@=VARIABLE takes a secret from the environment",
         },
     ),
     (
@@ -153,17 +154,19 @@ def pytest_configure(config: pytest.Config) -> None:
         or not any(getattr(option, name) for name in _TELLTALE)
     ):
         return
-    from servematrix import fixtures
+    from servematrix import fixtures, run
     from servematrix.config import ConfigError
     from servematrix.engines.base import EnvironmentProblem
     from servematrix.records import RecordsError
     from servematrix.session import MatrixSession
+    from servematrix.terminal import shown
 
     try:
         config.pluginmanager.register(MatrixSession(config), SESSION)
         config.pluginmanager.register(fixtures)
     except (ConfigError, EnvironmentProblem, RecordsError) as problem:
-        raise pytest.UsageError(str(problem)) from problem
+        secrets = run.secrets(option.servematrix_set, option.api_key_env)
+        raise pytest.UsageError(shown(secrets.redact(str(problem)))) from problem
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -26,6 +26,7 @@ _SELECTING: Final = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob",
 def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
     """The first record of a run: everything that says which run this was."""
     options = plan.options
+    hidden = plan.secrets()
     return {
         "command": list(command),
         "engine": plan.engine.name,
@@ -36,7 +37,7 @@ def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
         "gpus": [_described(gpu) for gpu in plan.visible],
         "git_commit": git_commit(root),
         "git_changes": git_changes(root),
-        "configurations": {cell.id: configs.digest(cell.config) for cell in plan.cells},
+        "configurations": {cell.id: configs.digest(cell.config, hidden) for cell in plan.cells},
         "base_url": options.base_url,
         "hellaswag": options.hellaswag,
         "hellaswag_sha256": _sha256(options.hellaswag),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from servematrix import provenance, resume
 from servematrix.interrupts import end_with, end_workers_too
 from servematrix.outcome import Outcome
 from servematrix.records import Run
+from servematrix.redaction import Secrets
 from servematrix.resume import Kept, KeptTests
 from servematrix.run import Plan
 
@@ -29,7 +30,7 @@ class Recording:
         config: pytest.Config,
         plan: Plan,
         held_to: Mapping[str, Mapping[str, str]],
-        hidden: Sequence[str],
+        hidden: Secrets,
     ) -> None:
         """`held_to` are the baselines of the cells, `hidden` the secrets."""
         self.records: Run | None = None
@@ -48,7 +49,7 @@ class Recording:
         config: pytest.Config,
         plan: Plan,
         held_to: Mapping[str, Mapping[str, str]],
-        hidden: Sequence[str],
+        hidden: Secrets,
     ) -> None:
         header = provenance.header(plan, config.rootpath, provenance.command_line())
         header |= {"baselines": dict(held_to), "selection": provenance.selection(config)}

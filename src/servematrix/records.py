@@ -11,21 +11,44 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import gzip
+import hashlib
 import json
-import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from servematrix import folders
+from servematrix import folders, outside
 from servematrix.folders import Busy, Held
+from servematrix.outside import TooLargeError
+from servematrix.redaction import Secrets
 
 SCHEMA = 1
 FILE = "records.jsonl"
+_LONGEST_NAME = 80
+
+
+_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "run": {"engine": str, "simulated": bool, "gpus": list},
+    "cell": {
+        "cell": str,
+        "configuration": dict,
+        "gpus": list,
+        "versions": dict,
+        "model": str,
+        "simulated": bool,
+        "startup_seconds": (int, float),
+    },
+    "measurement": {"cell": str, "kit": str, "name": str, "path": str},
+    "verdict": dict.fromkeys(("cell", "kit", "test", "verdict", "rule", "reason"), str)
+    | {"numbers": dict},
+    "resume": {"again": list},
+    "end": {"exit_code": int},
+}
+"""Of what readers use in each kind of record, where it is there."""
 
 
 class RecordsError(Exception):
@@ -35,21 +58,21 @@ class RecordsError(Exception):
 class Run:
     """The records of one run, open for appending.
 
-    `hidden` are secret values: wherever one would stand in a line or an attached file, `***` does.
+    Wherever one of the values in `hidden` would stand in a line or an attached file, `***` does.
     """
 
     def __init__(
-        self, folder: Path, hidden: Sequence[str] = (), *, held: Held | None = None
+        self, folder: Path, hidden: Secrets | None = None, *, held: Held | None = None
     ) -> None:
         """`held` is kept: the process that the run belongs to holds its folder to its end."""
         self.folder = folder
         self.removed = held.removed if held else ()
         self._held = held
         self._path = folder / FILE
-        self._hidden = [value for value in hidden if value]
+        self._hidden = hidden or Secrets()
 
     @classmethod
-    def create(cls, root: Path, label: str, hidden: Sequence[str] = ()) -> Run:
+    def create(cls, root: Path, label: str, hidden: Secrets | None = None) -> Run:
         """Make a new run folder under `root`; `latest` is to follow once something is recorded."""
         try:
             held = folders.make(root, file_name(label))
@@ -61,7 +84,7 @@ class Run:
         return cls(held.path, hidden, held=held)
 
     @classmethod
-    def take_up(cls, folder: Path, hidden: Sequence[str] = ()) -> Run:
+    def take_up(cls, folder: Path, hidden: Secrets | None = None) -> Run:
         """Hold the folder of a run that was ended; RecordsError where that run still lives."""
         try:
             return cls(folder, hidden, held=folders.take_up(folder))
@@ -82,12 +105,16 @@ class Run:
         record: dict[str, Any] = {"kind": kind, "time": _now()}
         if kind == "run":
             record["schema"] = SCHEMA
-        line = self._encode(record | fields) + "\n"
+        for name, value in fields.items():
+            # a verdict is a word of ours, by which records are read
+            record[name] = value if name == "verdict" else self._hidden.plain(value)
+        line = _encoded(record) + "\n"
         try:
             with self._path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 _cut_torn_end(file.fileno())
-                self._append(file.fileno(), line.encode())
+                # a lone surrogate, which UTF-8 lacks, as JSON writes it
+                self._append(file.fileno(), line.encode(errors="backslashreplace"))
                 os.fsync(file.fileno())
         except OSError as error:
             raise RecordsError(
@@ -100,7 +127,7 @@ class Run:
         path = self.folder / "files" / f"{file_name(name)}.json"
         try:
             path.parent.mkdir(exist_ok=True)
-            folders.write_whole(path, self._encode(payload))
+            folders.write_whole(path, _encoded(self._hidden.plain(payload)))
         except OSError as error:
             raise RecordsError(f"cannot write {path}: {error.strerror}") from error
         return str(path.relative_to(self.folder))
@@ -124,13 +151,17 @@ class Run:
             os.ftruncate(descriptor, start)
             raise
 
-    def _encode(self, value: object) -> str:
-        return json.dumps(plain(value, self._hidden), ensure_ascii=False, allow_nan=False)
-
 
 def file_name(text: str) -> str:
-    """A text as the name of a file: one word, without a path in it."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", text).strip("-.")[:80] or "unnamed"
+    """A text as the name of a file: one word, without a path in it.
+
+    A long one ends in a part of its checksum, so that two of them stay two.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", text).strip("-.") or "unnamed"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    mark = f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name[: _LONGEST_NAME - len(mark)] + mark
 
 
 def _cut_torn_end(descriptor: int) -> None:
@@ -156,13 +187,16 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / FILE
     whole = 0
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+        with outside.within(folder, FILE).open("rb") as file:
+            # bounded: a line need not have an end
+            while line := file.readline(outside.MOST_BYTES):
+                if len(line) == outside.MOST_BYTES:
+                    raise TooLargeError
                 if not line.endswith(b"\n"):
                     break
-                whole = number
-                yield _parsed(line.decode(), path, number)
-    except (OSError, UnicodeDecodeError) as error:
+                whole += 1
+                yield _parsed(line.decode(), path, whole)
+    except (OSError, ValueError) as error:
         raise RecordsError(f"cannot read {path}: {error}") from error
     if not whole:
         raise RecordsError(f"{path}: empty, not the start of a run")
@@ -185,7 +219,7 @@ def standing(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for record in found:
         if record["kind"] == "resume":
-            again = set(record["again"])
+            again = set(map(str, record.get("again", ())))
             kept = [
                 one for one in kept if one["kind"] != "verdict" or one.get("nodeid") not in again
             ]
@@ -194,22 +228,36 @@ def standing(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def attached(folder: Path, path: str) -> Any:
-    """The content of a file that a record points to, gzipped where its name ends in `.gz`."""
-    file = folder / path
+    """The content of a file that a record points to, gzipped or not.
+
+    RecordsError where it is not within the folder, and where it cannot be read.
+    """
     try:
-        raw = file.read_bytes()
-        return json.loads(gzip.decompress(raw) if file.suffix == ".gz" else raw)
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise RecordsError(f"cannot read {file}: {error}") from error
+        return json.loads(outside.content(outside.within(folder, path)))
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
+        raise RecordsError(f"cannot read {folder / path}: {error}") from error
+
+
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Turn what a reader trips over in somebody else's records into a RecordsError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordsError(f"{folder / FILE}: not the records of a run: {what}") from error
 
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordsError(f"{path}, line {number}: not JSON: {error}") from error
-    if not isinstance(record, dict) or "kind" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         raise RecordsError(f"{path}, line {number}: not a record (no key 'kind')")
+    for key, kind in _TYPES.get(record["kind"], {}).items():
+        if key in record and not isinstance(record[key], kind):
+            raise RecordsError(f"{path}, line {number}: key {key!r} is {record[key]!r:.80}")
     if number == 1:
         schema = record.get("schema")
         if record["kind"] != "run" or not isinstance(schema, int):
@@ -226,21 +274,9 @@ def _told(error: Exception) -> str:
     return str((isinstance(error, OSError) and error.strerror) or error)
 
 
+def _encoded(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def plain(value: object, hidden: Sequence[str] = ()) -> object:
-    """A value as JSON has it: numbers that it lacks as text, and secrets as `***`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, hidden) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, hidden) for item in value]
-    text = str(value)
-    for secret in hidden:
-        text = text.replace(secret, "***")
-    return text

@@ -9,7 +9,8 @@ tests are not run again where their verdict is finished:
 - `error` is where the run is known to have gone on after it: the same server passed a test later,
   or the server of another cell was started later and became ready. Any other error may be the
   interruption itself, for whoever killed the run may have killed its server first. Those tests are
-  run again, and that is said; the old verdict stays in the records.
+  run again, and that is said; the old verdict stays in the records. What a server left at its end
+  is no test's, and always stands.
 
 Tests without a verdict are run. What was measured before counts as if it was measured now.
 """
@@ -31,6 +32,7 @@ from servematrix.engines.base import EnvironmentProblem
 from servematrix.exit_codes import Exit
 from servematrix.folders import LATEST
 from servematrix.records import Run
+from servematrix.redaction import Secrets
 from servematrix.served import answers
 from servematrix.verdicts import SHUTDOWN
 
@@ -129,7 +131,7 @@ def find(root: Path, named: str) -> Path:
     return folder.parent / folder.readlink() if folder.is_symlink() else folder
 
 
-def take_up(folder: Path, header: Record, hidden: Sequence[str]) -> tuple[Run, Kept]:
+def take_up(folder: Path, header: Record, hidden: Secrets) -> tuple[Run, Kept]:
     """Hold a broken run, and say in its records that it goes on; `header` is what this would be.
 
     EnvironmentProblem where the run is complete, or another one than this command asks for;
@@ -145,12 +147,17 @@ def take_up(folder: Path, header: Record, hidden: Sequence[str]) -> tuple[Run, K
     return run, kept
 
 
-def read(folder: Path, header: Record, hidden: Sequence[str] = ()) -> Kept:
+def read(folder: Path, header: Record, hidden: Secrets) -> Kept:
     """What stands of a broken run, without touching it; raises as `take_up`."""
+    with records.as_written(folder):
+        return _read(folder, header, hidden)
+
+
+def _read(folder: Path, header: Record, hidden: Secrets) -> Kept:
     torn = records.is_torn(folder)
     found = records.standing(records.read(folder))
     _check_broken(folder, found)
-    _check_same(folder, found[0], records.plain(header, hidden))
+    _check_same(folder, found[0], hidden.plain(header))
     verdicts = {one["nodeid"]: one for one in found if one["kind"] == "verdict"}
     again = [nodeid for nodeid, one in verdicts.items() if not _is_finished(one, found)]
     served = {one["cell"]: one for one in found if one["kind"] == "cell"}
@@ -237,6 +244,7 @@ def _at(record: Record) -> datetime.datetime:
 def _earlier(verdict: Record, served: Record | None, deaths: Sequence[Record]) -> Earlier:
     died = any(
         one["cell"] == verdict["cell"]
+        and verdict["kit"] != SHUTDOWN
         and (verdict["verdict"] == "error" or one["nodeid"] == verdict["nodeid"])
         for one in deaths
     )

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from servematrix import changes, gpus, matrix
 from servematrix import config as configs
-from servematrix import gpus, matrix
-from servematrix.config import ConfigError, Configuration, Place
+from servematrix.config import Configuration, Place
 from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem, Launch
 from servematrix.engines.embedded import SIMULATED
 from servematrix.gpus import Gpu, Requirement
 from servematrix.matrix import Cell
 from servematrix.records import file_name
+from servematrix.redaction import Secrets
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Options:
     def assignments(self) -> list[str]:
         """`--model`, `--draft-model` and `--set` as one list of configuration changes."""
         short = {"model.path": self.model, "model.draft": self.draft_model}
-        named = [f"{key}={_toml_string(value)}" for key, value in short.items() if value]
+        named = [changes.assigned(key, value) for key, value in short.items() if value]
         return [*named, *self.changes]
 
     def api_key(self) -> str | None:
@@ -111,6 +112,7 @@ class PlannedCell:
             api_key_env=options.api_key_env,
             log=log,
             deadline_seconds=deadline,
+            secret_variables=changes.secret_variables(options.changes),
         )
 
 
@@ -135,14 +137,12 @@ class Plan:
             return self.options.start_deadline
         return 30.0 if self.simulated else 900.0
 
-    def secrets(self) -> list[str]:
-        """Values in the cells' environments whose names say that they are secret."""
-        return [
-            value
-            for cell in self.cells
-            for name, value in cell.config.environment.items()
-            if configs.is_secret(name)
-        ]
+    def secrets(self) -> Secrets:
+        """All that is secret in this run, as far as is known before a server answers."""
+        found = secrets(self.options.changes, self.options.api_key_env)
+        for cell in self.cells:
+            found.add([*configs.secrets(cell.cell.config), *configs.secrets(cell.config)])
+        return found
 
     def subject(self, answered: Collection[str] = (), *, simulated: bool = False) -> str:
         """What is going to answer, in words; `answered` is what did, as the servers themselves say.
@@ -178,6 +178,14 @@ class Plan:
             )
             if is_used
         )
+
+
+def secrets(given: Sequence[str], api_key_env: str | None = None) -> Secrets:
+    """What is secret in the environment and in changes, and the API key."""
+    found = Secrets.inherited()
+    found.add(changes.secrets(given))
+    found.add([os.environ.get(api_key_env, "")] if api_key_env else [])
+    return found
 
 
 def plan(options: Options) -> Plan:
@@ -234,7 +242,8 @@ def _check(options: Options) -> None:
     }
     given = [name for name, value in ignored.items() if value]
     server = ("arguments", "environment", "model")
-    given += [f"--set {change}" for change in options.changes if change.split(".")[0] in server]
+    named = [change for change in options.changes if change.split(".")[0] in server]
+    given += [f"--set {changes.told(change)}" for change in named]
     if given:
         raise EnvironmentProblem(
             f"{given[0]} is about starting a server, and --base-url names one that runs already; "
@@ -298,9 +307,3 @@ def _place(engine: str, gpus: Sequence[Gpu]) -> Place:
         gpu_name=gpu.name,
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
     )
-
-
-def _toml_string(value: str) -> str:
-    if any(ord(character) < 32 for character in value):
-        raise ConfigError(f"model {value!r}: not a model id or a folder")
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

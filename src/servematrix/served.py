@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from servematrix.client import Client, ClientError, TimedOut, Unreachable
 from servematrix.engines.base import Server
 from servematrix.engines.sglang import spelled_for
+from servematrix.redaction import is_secret_flag
 from servematrix.run import PlannedCell
+from servematrix.terminal import line
 
 DYING_SECONDS = 3.0
 """From a server's last answer until its guard has told how it ended; half a second is usual."""
+_LONGEST_NAME = 200
 
 
 def answers(versions: Mapping[str, str], model: str) -> str:
@@ -53,8 +56,17 @@ class ServedCell:
             if key not in info or (wanted is False and info[key] is not True):
                 continue  # False leaves an argument out
             if str(info[key]) != str(wanted):
-                found.append(f"{name} is {info[key]}, not {wanted}")
+                found.append(line(f"{name} is {info[key]!s:.200}, not {wanted}"))
         return found
+
+    def secrets(self) -> list[str]:
+        """Keys that the server repeats to whoever asks for its arguments."""
+        try:
+            info = self._client.server_info()
+        except ClientError:
+            return []
+        named = (value for name, value in info.items() if is_secret_flag(name))
+        return [value for value in named if isinstance(value, str)]
 
     def death(self) -> str | None:
         """How the server died; None while it lives.
@@ -82,6 +94,6 @@ class ServedCell:
 
     def _served_model(self) -> str:
         try:
-            return str(self._client.model_info()["model_path"])
+            return line(str(self._client.model_info()["model_path"]), _LONGEST_NAME)
         except (ClientError, KeyError):
             return "an unknown model"

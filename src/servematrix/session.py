@@ -16,15 +16,18 @@ import pytest
 from servematrix import baselines, run
 from servematrix import config as configs
 from servematrix.baselines import Found
+from servematrix.discreet import DiscreetReports
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
 from servematrix.interrupts import end_in_good_order
 from servematrix.recording import Recording
 from servematrix.records import RecordsError, Run
+from servematrix.redaction import Secrets
 from servematrix.reporter import give_up
 from servematrix.served import ServedCell
 from servematrix.suite import suite_of
+from servematrix.terminal import shown
 from servematrix.verdicts import SERVED, Verdicts
 
 FREE_SECONDS = 30.0
@@ -39,14 +42,15 @@ class MatrixSession:
         self.options = _options(config)
         self._api_key = self.options.api_key()
         self.plan = run.plan(self.options)
-        self._baselines = _baselines(config, self.plan)
+        self._secrets = self.plan.secrets()
+        config.pluginmanager.register(DiscreetReports(self._secrets))
+        self._baselines = _baselines(config, self.plan, self._secrets)
         self._suites_met: set[str] = set()
         end_in_good_order()
         self._check_workers()
-        hidden = [*self.plan.secrets(), *([self._api_key] if self._api_key else [])]
         found = {cell: one for cell, one in self._baselines.items() if isinstance(one, Found)}
         held_to = {cell: one.record() for cell, one in found.items()}
-        recording = Recording(config, self.plan, held_to, hidden)
+        recording = Recording(config, self.plan, held_to, self._secrets)
         config.pluginmanager.register(recording)
         self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
@@ -80,11 +84,12 @@ class MatrixSession:
     def pytest_report_header(self) -> list[str]:
         """Say first what will answer, and why."""
         kept = f"records in {self._records.folder}" if self._records else "nothing is run"
-        return [
-            f"servematrix: {self.plan.subject()}; {self.plan.engine.reason}",
-            f"servematrix: cells {', '.join(cell.cell.label for cell in self.plan.cells)}; {kept}",
-            *(f"servematrix: {_told(one)}" for one in self._baselines.values()),
+        told = [
+            f"{self.plan.subject()}; {self.plan.engine.reason}",
+            f"cells {', '.join(cell.cell.label for cell in self.plan.cells)}; {kept}",
+            *map(_told, self._baselines.values()),
         ]
+        return [f"servematrix: {shown(one)}" for one in told]
 
     # -- collection ------------------------------------------------------------------------------
 
@@ -142,6 +147,8 @@ class MatrixSession:
             pytest.exit(str(problem), returncode=Exit.USAGE)
         try:
             served = ServedCell(cell, running, self._api_key)
+            # a server that somebody else started has keys that nobody told us
+            self._secrets.add(served.secrets())
             differences = served.differences() if self.options.base_url else []
             another = self._kept.another(cell.id, served.answers)
             if another:
@@ -180,6 +187,7 @@ class MatrixSession:
         item.stash[SERVED] = served
         instance.base_url = served.server.base_url
         instance.api_key = self._api_key
+        instance._kit_secrets = self._secrets
         instance.reporter = self._verdicts.reporter(item)
         instance.hellaswag_path = self.options.hellaswag
         instance.hellaswag_packaged = served.simulated
@@ -202,7 +210,7 @@ class MatrixSession:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.ensure_newline()
-            reporter.write_line(f"servematrix: {line}")
+            reporter.write_line(f"servematrix: {shown(line)}")
 
     def _record_cell(self, served: ServedCell, launch: Launch, differences: list[str]) -> None:
         planned = served.planned
@@ -249,7 +257,7 @@ def _options(config: pytest.Config) -> run.Options:
     )
 
 
-def _baselines(config: pytest.Config, plan: run.Plan) -> dict[str, Found | str]:
+def _baselines(config: pytest.Config, plan: run.Plan, secrets: Secrets) -> dict[str, Found | str]:
     """The baseline of each cell that has one here, or why it does not apply.
 
     What an attached server runs on is unknown, so it is held to none.
@@ -272,7 +280,8 @@ def _baselines(config: pytest.Config, plan: run.Plan) -> dict[str, Found | str]:
     found: dict[str, Found | str] = {}
     for cell in plan.cells:
         on = baselines.hardware(plan.engine.name, [gpu.name for gpu in cell.gpus])
-        configuration = cell.config.model_dump(exclude_none=True)
+        # as a baseline has it, which was made from records
+        configuration: Any = secrets.plain(cell.config.model_dump(exclude_none=True))
         one = None if cell.unfit else baselines.find(root, cell.id, on, configuration)
         if one is not None:
             found[cell.id] = one

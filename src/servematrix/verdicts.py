@@ -13,6 +13,7 @@ from servematrix.records import Run
 from servematrix.reporter import Reporter
 from servematrix.served import ServedCell
 from servematrix.suite import suite_of
+from servematrix.terminal import MOST, shown
 
 SERVED = pytest.StashKey[ServedCell]()
 """The server that a test was given."""
@@ -60,8 +61,8 @@ class Verdicts:
         # a probe that does not apply says nothing of the server, and asking it takes a second
         death = served.death() if served and report.failed else None
         if death:
-            report.sections.append(("the server died", death))
-        failure, _, log = str(error).partition("\n")
+            report.sections.append(("the server died", shown(death)))
+        failure, _, log = shown(str(error)).partition("\n")
         again = isinstance(error, ServerFailed) and str(error) in self._told
         if again or isinstance(error, (Inconclusive, NotApplicable)):
             # the other tests of a cell without a server have nothing to add to the first
@@ -80,6 +81,8 @@ class Verdicts:
             if report.passed:
                 report.outcome = "failed"
                 report.longrepr = f"{verdict.outcome}: {verdict.reason}"
+            elif report.failed and (told := shown(text := str(report.longrepr))) != text:
+                report.longrepr = told  # without its colours, and without what it quotes
         elif report.failed:
             # a verdict speaks for itself; where in the kit it was raised tells nobody anything
             report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
@@ -119,9 +122,10 @@ def _verdict_of(
 ) -> Verdict:
     """The verdict of a test that ended without one of its own."""
     if report.skipped and not isinstance(error, ServerFailed):
-        return Verdict("not_applicable", "the cell fits its GPU or its server", str(error))
+        why = shown(str(error), MOST)
+        return Verdict("not_applicable", "the cell fits its GPU or its server", why)
     found = "it ended without one" if error is None else f"{type(error).__name__}: {error}"
-    return Verdict("error", "a test ends with a verdict of its own", death or found)
+    return Verdict("error", "a test ends with a verdict of its own", shown(death or found, MOST))
 
 
 def _cell_of(item: pytest.Item) -> str:

@@ -177,6 +177,21 @@ def test_a_folder_that_cannot_be_written_is_an_error(tools: Tools) -> None:
         environment.make(tools.said.append)
 
 
+def test_what_another_user_has_made_is_not_run(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools.uv()
+    environment = ServerEnvironment("0.5.16", tools.root)
+    environment.make(tools.said.append)
+    if os.getuid() == 0:  # what is root's is trusted
+        os.chown(tools.root, 4321, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1234)
+    with pytest.raises(EnvironmentProblem, match=r"belongs to another user .*XDG_CAC"):
+        environment.make(tools.said.append)
+    monkeypatch.setattr(os, "geteuid", lambda: tools.root.stat().st_uid)
+    environment.make(tools.said.append)
+
+
 def test_without_uv_pip_is_used(tools: Tools) -> None:
     python = tools.root / "bin" / "python"
     tool = environments.installer(python)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from servematrix.engines import guard as guard_module
@@ -166,6 +167,22 @@ def test_it_notices_a_parent_that_died_while_a_fork_holds_its_pipe(tmp_path: Pat
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.communicate(timeout=20)
+
+
+def test_a_server_ends_with_a_guard_that_is_killed(tmp_path: Path) -> None:
+    """The system tells it; nobody else would where the run was killed too."""
+    log = tmp_path / "log"
+    script = "import os, time; print('up', os.getpid(), flush=True); time.sleep(60)"
+    guard = run([sys.executable, "-c", script], log)
+    wait_for("\n", log, guard)
+    server = psutil.Process(int(log.read_text().split()[1]))
+    guard.kill()
+    with guard:
+        guard.wait(20)
+    _, alive = psutil.wait_procs([server], timeout=5)
+    for process in alive:
+        process.kill()
+    assert not alive
 
 
 def test_it_imports_nothing_heavy() -> None:

@@ -64,6 +64,22 @@ def test_another_file_of_the_same_name_is_left_alone(path: Path, holder) -> None
         kept.unlink()
 
 
+def test_memory_without_a_name_hides_none_that_has_one(path: Path) -> None:
+    others = [path.with_name(f"{path.name} {number}") for number in range(20)]
+    files = [one.open("w+b") for one in (path, *others)]
+    for file in files:
+        file.truncate(4096)
+    maps = [mmap.mmap(file.fileno(), 4096) for file in files]
+    for one in others:
+        one.unlink()
+    try:
+        seen = shared_memory.used_by([psutil.Process()])
+    finally:
+        for held in (*maps, *files):
+            held.close()
+    assert seen == {Segment(path, path.stat().st_ino)}
+
+
 def test_an_open_file_counts_as_used(path: Path) -> None:
     with path.open("wb"):
         seen = shared_memory.used_by([psutil.Process()])

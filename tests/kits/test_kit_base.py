@@ -16,6 +16,7 @@ from servematrix.kits.base import (
     VerdictFailed,
     concludes,
 )
+from servematrix.redaction import Secrets
 
 
 class Sample(Kit):
@@ -96,6 +97,17 @@ def test_kits_in_one_class_report_under_their_own_name(scripted, recorder):
     Both().test_other()
     assert Both.reporter.measurements == [("other", "x", 1, "s")]
     assert [verdict[:2] for verdict in Both.reporter.verdicts] == [("other", "test_other")]
+
+
+def test_a_verdict_has_no_secret(recorder, capsys):
+    """It may quote an answer; with `pytest -s` what a kit prints passes nothing else of ours."""
+    sample = Sample()
+    sample.reporter = recorder
+    sample._kit_secrets = Secrets(["s3cret-key"])
+    sample.returns = Verdict("fail", "not s3cret-key", "it answered s3cret-key")
+    with pytest.raises(VerdictFailed, match=r"it answered \*\*\* \[rule: not \*\*\*") as failed:
+        sample.test_it()
+    assert "s3cret-key" not in f"{failed.value} {capsys.readouterr().out} {recorder.verdicts}"
 
 
 def test_kits_share_no_private_names():

@@ -187,3 +187,31 @@ def test_a_server_that_was_started_with_metrics_must_count(run, server):
     ran = run(cuda_graph_required=True)
     assert isinstance(ran.raised, MeasurementError)
     assert "although the server was started with --enable-metrics" in ran.verdict.reason
+
+
+@pytest.mark.parametrize("step", [0, -50])
+def test_a_counter_that_stands_still_or_falls_is_an_error(run, server, monkeypatch, step):
+    """A server that was restarted meanwhile counts from the beginning."""
+    counts = iter(range(10_000, 0, step) if step else [96] * 100)
+
+    def metrics_text(*, timeout=None):
+        return f'sglang:cuda_graph_passes_total{{mode="decode_cuda_graph"}} {next(counts)}\n'
+
+    monkeypatch.setattr(server, "metrics_text", metrics_text)
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert "does something else reset the counter" in ran.verdict.reason
+
+
+@pytest.mark.parametrize("largest", [10**9, -1, True, "4", 1e300])
+def test_a_largest_batch_that_cannot_be_is_not_asked_for(run, server, largest):
+    server.info["cuda_graph_config"]["decode"]["max_bs"] = largest
+    ran = run()
+    assert ran.raised is None
+    assert ran.verdict.numbers["max_bs"] is None
+
+
+@pytest.mark.parametrize("states", [{"a": 1}, "x", [None], [{}], 7])
+def test_states_that_tell_nothing_limit_no_batch(run, server, states):
+    server.info["internal_states"] = states
+    assert "eager_passes_at_5" in run().verdict.numbers

@@ -295,3 +295,11 @@ def test_prompts_differ():
 
 def test_an_unknown_dtype_takes_bfloat16_s_limits():
     assert limits_for("mxfp4", {}) == limits_for("bfloat16", {})
+
+
+@pytest.mark.parametrize("dtype", ["tokens", "prompts", "timeout", "auto_dtype", "../x"])
+def test_a_dtype_is_no_name_of_a_setting(run, server, dtype):
+    server.info["dtype"] = dtype
+    ran = run(DECODE)
+    assert ran.raised is None
+    assert f"as {dtype} rounding allows" in ran.verdict.rule

@@ -504,3 +504,38 @@ def test_the_length_that_the_server_reports_is_held_against_the_count(run, scrip
     assert numbers["accept_length_threshold"] == 1.5
     assert numbers["verify_passes"] == numbers["forward_passes"] == 200
     assert isinstance(run(fwd_occupancy_acc_length_threshold=2.0).raised, VerdictFailed)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("decode_log_interval", wrong) for wrong in ("40", -40, 0, 1.5, 10**400, {"a": 1})),
+        *(("speculative_algorithm", wrong) for wrong in (["EAGLE3"], 3, "x" * 201)),
+        ("dp_size", 10**6),
+    ],
+)
+def test_what_the_server_says_of_itself_is_checked(run, scripted, field, value):
+    scripted.info[field] = value
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert f"/server_info: {field}" in ran.verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("spec_verify_ct", wrong) for wrong in ("9", -1, [], 10**400)),
+        *(("spec_accept_length", wrong) for wrong in ("x", 1e308)),
+        *(("completion_tokens", wrong) for wrong in ("400", 4e2, True)),
+        ("finish_reason", ["length"]),
+    ],
+)
+def test_an_account_of_the_request_that_is_none_is_an_error(run, scripted, field, value):
+    scripted.edit = lambda path, body: (
+        {**body, "meta_info": {**body["meta_info"], field: value}}
+        if path == "/generate" and len(body["text"]) > 1000
+        else body
+    )
+    ran = run()
+    assert isinstance(ran.raised, MeasurementError)
+    assert f"its meta_info is broken: {field}" in ran.verdict.reason

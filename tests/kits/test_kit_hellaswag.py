@@ -113,15 +113,14 @@ def test_batches_that_answer_otherwise_fail(run, scripted):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
-    [(None, "missing or no number"), (math.nan, "sum to nan"), ("x", "missing or no number")],
+    "value", [None, math.nan, math.inf, "x", True, 1e308, -(10**400), 0.2, [], {}]
 )
-def test_a_log_probability_that_is_none_is_an_error(run, scripted, value, told):
+def test_a_log_probability_that_is_none_is_an_error(run, scripted, value):
     scripted.logprob = lambda context, ending: value if "number 7" in context else -1.0
     ran = run(hellaswag_num_shots=0)
     assert isinstance(ran.raised, MeasurementError)
     assert "item 7, ending 0" in ran.verdict.reason
-    assert told in ran.verdict.reason
+    assert "missing or no number" in ran.verdict.reason
 
 
 def test_a_short_list_is_an_error(run, scripted):

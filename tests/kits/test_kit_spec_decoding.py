@@ -220,3 +220,21 @@ def test_a_near_tie_is_what_the_dtype_allows_unless_it_is_given(run, server):
     server.info["dtype"] = "float16"
     assert run(TOP1).verdict.numbers["near_tie_limit"] == 0.0625
     assert run(TOP1, spec_decoding_near_tie=1.5).verdict.numbers["near_tie_limit"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("spec_verify_ct", wrong) for wrong in ("30", -30, 1.5, True, 10**400, [])),
+        *(("spec_accept_histogram", wrong) for wrong in ("1,0,0,29", [None], [-1], {"0": 1}, 7)),
+        *(("spec_accept_length", wrong) for wrong in ("3.9", -1, 1e308, float("nan"), [])),
+        *(("spec_accept_rate", wrong) for wrong in ("x", float("inf"))),
+        *(("spec_accepted_drafts", wrong) for wrong in ("x", -1, 2**63)),
+        ("completion_tokens", 10**400),
+    ],
+)
+def test_an_account_that_is_none_is_named(run, server, field, value):
+    server.meta = account(**{field: value})
+    ran = run(LENGTH)
+    assert isinstance(ran.raised, VerdictFailed)
+    assert f"/generate: meta_info: {field}" in ran.verdict.reason

@@ -20,6 +20,7 @@ from servematrix.exit_codes import Exit
 from servematrix.gates.proportions import ALPHA
 from servematrix.gates.throughput import FEWEST_RUNS, extrapolated
 from servematrix.interrupts import end_in_good_order
+from servematrix.terminal import shown
 from servematrix.validation.running import add_run_options, guarded_run, pytest_command
 
 _REPEATS = 5
@@ -140,7 +141,8 @@ def _run(options: argparse.Namespace, folder: Path, repeats: int) -> dict[str, l
         if results.exists():
             raise ConfigError(f"--results {root}: has runs of a calibration; name another folder")
         results.mkdir(parents=True)
-        whole, ending = guarded_run([*command, "--no-baseline", "--results", str(results)], output)
+        one = command.with_options("--no-baseline", f"--results={results}")
+        whole, ending = guarded_run(one, output)
         if not whole:
             raise KeyboardInterrupt
         made = results / "latest"
@@ -157,4 +159,4 @@ def _checked(bad: Sequence[Path]) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"servematrix: {line}", file=sys.stderr, flush=True)
+    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

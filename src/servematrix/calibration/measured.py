@@ -76,12 +76,13 @@ def folder_of(path: Path) -> Path:
 
 def cells(folder: Path, selection: str) -> list[str]:
     """The cells of a run that a configuration's name, or a cell's own, selects."""
-    found = [
-        record["cell"]
-        for record in records.read(folder)
-        if record["kind"] == "cell"
-        and selection in (record["cell"], record["configuration"]["name"])
-    ]
+    with records.as_written(folder):
+        found = [
+            record["cell"]
+            for record in records.read(folder)
+            if record["kind"] == "cell"
+            and selection in (record["cell"], record["configuration"]["name"])
+        ]
     return list(dict.fromkeys(found))  # a run that was taken up again may have one twice
 
 
@@ -92,13 +93,8 @@ def read(folder: Path, cell: str) -> Measured:
     served = next((record for record in own if record["kind"] == "cell"), None)
     if served is None:
         raise RecordsError(f"{folder}: no server of {cell} was started in this run")
-    try:
+    with records.as_written(folder):
         return _read(folder, every, own, served)
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise RecordsError(
-            f"{folder}: the records of {cell} are not as a run writes them: {what}"
-        ) from error
 
 
 def _read(
@@ -157,7 +153,7 @@ def _rows(folder: Path, own: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 def _scoring(
     verdicts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    numbers = next(one["numbers"] for one in verdicts if f"{one['kit']}.{one['test']}" == _ACCURACY)
+    numbers = {f"{one['kit']}.{one['test']}": one["numbers"] for one in verdicts}[_ACCURACY]
     through = all("n0" in row for row in rows)
     return {
         "checksum_questions": numbers["checksum_questions"],

@@ -18,6 +18,7 @@ from servematrix.compare.runs import Run
 from servematrix.config import ConfigError, nearest
 from servematrix.exit_codes import Exit
 from servematrix.gates.difference import QUANTITIES
+from servematrix.terminal import shown
 from servematrix.validation.running import add_run_options
 from servematrix.validation.table import SIMULATED
 
@@ -173,4 +174,4 @@ def _answered(side: Sequence[Run], asked: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"servematrix: {line}", file=sys.stderr, flush=True)
+    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

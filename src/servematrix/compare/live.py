@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from servematrix import run
+from servematrix.changes import told
 from servematrix.compare import runs
 from servematrix.compare.runs import Run
 from servematrix.config import ConfigError
@@ -17,7 +18,7 @@ from servematrix.engines.base import EnvironmentProblem, Say
 from servematrix.engines.log import last_lines
 from servematrix.interrupts import end_in_good_order
 from servematrix.records import RecordsError
-from servematrix.validation.running import guarded_run, pytest_command
+from servematrix.validation.running import Command, guarded_run, pytest_command
 
 _ORDER: Final = "ABBA"
 _SHOWN_LINES: Final = 25
@@ -29,7 +30,7 @@ class Side:
 
     name: str
     told: str
-    command: Sequence[str]
+    command: Command
 
 
 @dataclass
@@ -76,12 +77,13 @@ def _side(name: str, options: argparse.Namespace, folder: Path, suites: str) -> 
         raise EnvironmentProblem(
             f"--{low} {spec}: it would not be started, for {plan.engine.reason}"
         )
-    command = [*pytest_command(options.config, suites, chosen, changes), "--no-baseline"]
+    more = ["--no-baseline"]
     for option in ("base_url", "api_key_env"):
         if named[option] is not None:
-            command += [f"--{option.replace('_', '-')}", named[option]]
-    told = " ".join([spec or plan.engine.name, *(f"--set {change}" for change in own)])
-    return Side(name, told, command), plan.simulated
+            more.append(f"--{option.replace('_', '-')}={named[option]}")
+    command = pytest_command(options.config, suites, chosen, changes).with_options(*more)
+    shown = " ".join([spec or plan.engine.name, *(f"--set {told(change)}" for change in own)])
+    return Side(name, shown, command), plan.simulated
 
 
 def _server(where: str, spec: str) -> dict[str, str]:
@@ -114,7 +116,7 @@ def measure(sides: Sequence[Side], rounds: int, root: Path, say: Say) -> Measure
         output = root / f"{number}-{name.lower()}.txt"
         results = output.with_suffix("")
         results.mkdir(parents=True)
-        command = [*by_name[name].command, "--results", str(results)]
+        command = by_name[name].command.with_options(f"--results={results}")
         whole, ending = guarded_run(command, output)
         if not whole:
             measured.interrupted = True

@@ -5,8 +5,6 @@ A run's folder is read as the run left it, and as a validation keeps it, with it
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +21,14 @@ _ITEMS: Final = ("hellaswag", "items")
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a run: its verdicts by `kit.test`, and the file of its HellaSwag items."""
+    """One cell of a run: its verdicts by `kit.test`, and the file of its HellaSwag items.
+
+    The file is that of its record, within the run's folder.
+    """
 
     tests: Mapping[str, Verdict]
-    items_file: Path | None = None
+    folder: Path = Path()
+    items_file: str | None = None
 
     def items(self) -> list[Any] | None:
         """The rows of the items as the kit attached them, None where it did not.
@@ -35,14 +37,9 @@ class Cell:
         """
         if self.items_file is None:
             return None
-        try:
-            raw = self.items_file.read_bytes()
-            packed = self.items_file.suffix == ".gz"
-            rows = json.loads(gzip.decompress(raw) if packed else raw)
-        except (OSError, EOFError, ValueError) as error:
-            raise RecordsError(f"cannot read {self.items_file}: {error}") from error
+        rows = records.attached(self.folder, self.items_file)
         if not isinstance(rows, list):
-            raise RecordsError(f"{self.items_file}: not a list of items")
+            raise RecordsError(f"{self.folder / self.items_file}: not a list of items")
         return rows
 
 
@@ -63,12 +60,9 @@ class Run:
 
 def read(folder: Path) -> Run:
     """Read a run's folder; RecordsError where there is none, or it is no run of a matrix."""
-    found = records.standing(records.read(folder))
-    try:
+    with records.as_written(folder):
+        found = records.standing(records.read(folder))
         return _run(folder, found)
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise RecordsError(f"{folder / records.FILE}: not the records of a run: {what}") from error
 
 
 def _run(folder: Path, found: Sequence[Mapping[str, Any]]) -> Run:
@@ -95,7 +89,7 @@ def _cell(
     measurements: Sequence[Mapping[str, Any]],
 ) -> Cell:
     files = [
-        folder / one["path"]
+        str(one["path"])
         for one in measurements
         if one["cell"] == name and (one["kit"], one["name"]) == _ITEMS and "path" in one
     ]
@@ -106,4 +100,4 @@ def _cell(
         for one in verdicts
         if one["cell"] == name
     }
-    return Cell(tests, files[-1] if files else None)
+    return Cell(tests, folder, files[-1] if files else None)

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix.compare.differences import Row
 from servematrix.exit_codes import Exit
-from servematrix.records import plain as json_able
-from servematrix.validation.table import PIPE
+from servematrix.redaction import Secrets
+from servematrix.terminal import console
+from servematrix.terminal import line as one_line
+from servematrix.terminal import markdown as cell
 
 _WIDE: Final = 150
 """Columns that the table needs; a narrower terminal breaks its lines rather than lose some."""
@@ -45,19 +46,19 @@ def plain(rows: Sequence[Row], sides: Mapping[str, str]) -> None:
     `sides` has what answered as A and as B.
     """
     for side, answered in sides.items():
-        print(f"{side}: {answered}")
+        print(f"{side}: {one_line(answered)}")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     lines = _lines(rows)
     for heading in lines[0]:
         table.add_column(heading, justify="left" if heading in _WORDS else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line.values())
-    Console(width=max(Console().width, _WIDE), markup=False).print(table)
+        table.add_row(*map(one_line, line.values()))
+    console(at_least=_WIDE).print(table)
     cells = {row.cell for row in rows}
     for row in rows:
         if row.verdict.outcome in _EXPLAINED:
             place = f"{row.cell}: {row.name}" if row.cell and len(cells) > 1 else row.name
-            print(f"{place}: {row.verdict.outcome}: {row.verdict.reason}")
+            print(one_line(f"{place}: {row.verdict.outcome}: {row.verdict.reason}"))
     if any(row.verdict.outcome == "not_applicable" for row in rows):
         print(_UNJUDGED)
 
@@ -65,17 +66,17 @@ def plain(rows: Sequence[Row], sides: Mapping[str, str]) -> None:
 def markdown(rows: Sequence[Row], sides: Mapping[str, str]) -> None:
     """Print the table for a document."""
     for side, answered in sides.items():
-        print(f"{side}: {answered}\n")
+        print(f"{side}: {cell(answered)}\n")
     lines = _lines(rows)
     headings = list(lines[0])
     rules = ["---" if heading in _WORDS else "---:" for heading in headings]
     for texts in (headings, rules, *(line.values() for line in lines)):
-        print(f"| {' | '.join(text.replace('|', PIPE) for text in texts)} |")
+        print(f"| {' | '.join(map(cell, texts))} |")
 
 
 def programs(rows: Sequence[Row], sides: Mapping[str, str], code: Exit) -> None:
     """Print one JSON object: what answered, the rows with their verdicts, the exit status."""
-    found = [json_able(asdict(row)) for row in rows]
+    found = [Secrets().plain(asdict(row)) for row in rows]
     print(json.dumps({"sides": sides, "rows": found, "exit_code": int(code)}, indent=2))
 
 

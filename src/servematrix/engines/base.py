@@ -6,7 +6,7 @@ rest of the project meets the server over HTTP only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -55,6 +55,8 @@ class Launch:
     """Where the server's output goes; written by a supervisor, bounded, secrets redacted."""
     deadline_seconds: float
     """How long the server may take until it generates."""
+    secret_variables: Sequence[str] = ()
+    """Names of variables in `environment` that are secret, whatever they are called."""
 
 
 class Server(Protocol):

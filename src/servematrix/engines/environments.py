@@ -211,9 +211,10 @@ class Steps:
 def making(what: str, folder: Path, say: Say, exists: Callable[[], bool]) -> Iterator[bool]:
     """Hold the lock of something that is made once; True where it is still to be made.
 
-    Other runs wait for the one that makes it. EnvironmentProblem where that takes too long, and
-    where the folder cannot be written.
+    Other runs wait for the one that makes it. EnvironmentProblem where that takes too long, where
+    the folder cannot be written, and where it is somebody else's.
     """
+    _check_owner(folder)
     if exists():
         yield False
         return
@@ -225,6 +226,21 @@ def making(what: str, folder: Path, say: Say, exists: Callable[[], bool]) -> Ite
         raise EnvironmentProblem(
             f"{what} cannot be made in {folder}: {error.strerror or error}"
         ) from error
+
+
+def _check_owner(folder: Path) -> None:
+    """Refuse what another user may have put into a shared folder, for its programs are run.
+
+    What belongs to root is as good as the system, and root runs what it is given, as containers do.
+    """
+    # the project's folder in the cache, that of all servers or models, and the one to be made
+    for place in (*folder.parents[1::-1], folder):
+        owner = place.stat().st_uid if place.exists() else 0
+        if owner not in (0, os.geteuid()) and os.geteuid() != 0:
+            raise EnvironmentProblem(
+                f"{place} belongs to another user (uid {owner}), and what lies in it would be run; "
+                "name a cache of your own with XDG_CACHE_HOME"
+            )
 
 
 def _lock(what: str, folder: Path, say: Say) -> AbstractContextManager[object]:

@@ -18,13 +18,22 @@ and in no file; the arguments are the module, the variable's name and the module
 
 def as_flags(launch: Launch) -> list[str]:
     """Return model, address and arguments as flags: True is a bare flag, False leaves it out."""
-    flags = ["--model-path", launch.model]
+    flags = flag("model-path", launch.model)
     if launch.draft_model is not None:
-        flags += ["--speculative-draft-model-path", launch.draft_model]
+        flags += flag("speculative-draft-model-path", launch.draft_model)
     flags += ["--host", launch.host, "--port", str(launch.port)]
     for name, value in launch.arguments.items():
         if value is True:
             flags.append(f"--{name}")
         elif value is not False:
-            flags += [f"--{name}", str(value)]
+            flags += flag(name, str(value))
     return flags
+
+
+def flag(name: str, value: str) -> list[str]:
+    """Return a flag with its value, which is never taken for another flag.
+
+    >>> flag("dtype", "half"), flag("model-path", "--trust-remote-code")
+    (['--dtype', 'half'], ['--model-path=--trust-remote-code'])
+    """
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]

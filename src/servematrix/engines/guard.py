@@ -7,7 +7,9 @@ processes that came from the server, those that left its process group included,
 stdout how the server ended.
 
 It is run as `python -m servematrix.engines.guard --log FILE ... -- COMMAND ...` and imports little,
-because each cell waits for it to start.
+because each cell waits for it to start. Variables that are for the command alone come with
+`FOR_SERVER` before their names: `LD_PRELOAD` or `PYTHONPATH` of a configuration would change the
+guard itself, and on its command line everybody could read them.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from servematrix.engines import shared_memory
 from servematrix.engines.log import BoundedLog, Redactor
+from servematrix.redaction import of_variables
 
+FOR_SERVER = "SERVEMATRIX_FOR_SERVER_"
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 CANNOT_START = 127
@@ -47,12 +51,25 @@ def guarded(
 ) -> list[str]:
     """Return the command line that runs a command under a guard.
 
-    `secrets` are names of variables whose values must not reach the log. The guard's stdin must be
-    a pipe that the caller holds open for as long as the command may live.
+    `secrets` are names of the command's variables whose values must not reach the log, beside those
+    that `redaction` knows by their names. The guard's stdin must be a pipe that the caller holds
+    open for as long as the command may live.
     """
     redact = [f"--redact={name}" for name in secrets]
     guard = [sys.executable, "-P", "-m", "servematrix.engines.guard"]
     return [*guard, f"--log={log}", f"--grace={grace}", *redact, "--", *command]
+
+
+def for_server(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return variables as the guard's environment must have them to reach the command alone."""
+    return {f"{FOR_SERVER}{name}": value for name, value in variables.items()}
+
+
+def server_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the command's environment, from that of the guard."""
+    own = {name: value for name, value in variables.items() if not name.startswith(FOR_SERVER)}
+    given = variables.keys() - own.keys()
+    return own | {name.removeprefix(FOR_SERVER): variables[name] for name in given}
 
 
 class CannotStartError(Exception):
@@ -62,7 +79,15 @@ class CannotStartError(Exception):
 class Guard:
     """One server under supervision."""
 
-    def __init__(self, log: BoundedLog, redactor: Redactor, grace: float) -> None:
+    def __init__(
+        self,
+        log: BoundedLog,
+        redactor: Redactor,
+        grace: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment` is the server's; None for that of the guard."""
+        self._environment = environment
         self._log = log
         self._redactor = redactor
         self._grace = grace
@@ -123,6 +148,7 @@ class Guard:
         try:
             self._server = subprocess.Popen(
                 command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._output_write,
                 stderr=self._output_write,
@@ -255,8 +281,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     log = BoundedLog(options.log, options.log_limit)
-    redactor = Redactor((name, os.environ.get(name, "")) for name in options.redact)
-    guard = Guard(log, redactor, options.grace)
+    environment = server_environment(os.environ)
+    named = [(name, environment.get(name, "")) for name in options.redact]
+    redactor = Redactor([*of_variables(environment), *named])
+    guard = Guard(log, redactor, options.grace, environment)
     try:
         ending = guard.run(options.command)
     except CannotStartError as error:

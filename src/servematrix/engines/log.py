@@ -1,17 +1,18 @@
 """A server's log as it reaches the disk: bounded in size, secrets taken out.
 
 Both work on bytes as they come from a pipe: a chunk may end anywhere, within a character, a line
-or a secret. Only the standard library is imported; `guard` runs this in a process of its own.
+or a secret. Little is imported; `guard` runs this in a process of its own.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import quote
+
+from servematrix.redaction import spellings
+from servematrix.terminal import shown
 
 SHORTEST_CUT_SECRET = 4
 """Bytes of a secret's beginning that are taken out when the output ends within it."""
@@ -21,18 +22,19 @@ class Redactor:
     """Replaces secret values in a stream of bytes, across the borders of its chunks.
 
     `secrets` holds pairs of a name and a value; `<name redacted>` takes the value's place. A value
-    is found as it is, and as JSON, Python and URLs would write it.
+    is found in the spellings of `redaction.spellings`.
     """
 
     def __init__(self, secrets: Iterable[tuple[str, str]]) -> None:
         self._marks = {
-            spelling: f"<{name} redacted>".encode()
+            os.fsencode(spelling): f"<{name} redacted>".encode()
             for name, value in secrets
-            for spelling in _spellings(value)
+            for spelling in spellings(value)
         }
         # the longest first, so that no secret survives as the rest of a shorter one
         self._spellings = sorted(self._marks, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(map(re.escape, self._spellings)))
+        self._firsts = {spelling[0] for spelling in self._spellings}
         self._held = b""
 
     def feed(self, chunk: bytes) -> bytes:
@@ -63,22 +65,12 @@ class Redactor:
         """Index of the first byte from which the data may be the beginning of a secret."""
         longest = len(self._spellings[0])
         for start in range(max(position, len(data) - longest + 1), len(data)):
+            if data[start] not in self._firsts:
+                continue
             end = data[start:]
             if any(len(s) > len(end) and s.startswith(end) for s in self._spellings):
                 return start
         return len(data)
-
-
-def _spellings(value: str) -> set[bytes]:
-    if not value:
-        return set()
-    written = {
-        value,
-        json.dumps(value)[1:-1],
-        repr(value)[1:-1],
-        quote(os.fsencode(value), safe=""),
-    }
-    return {os.fsencode(spelling) for spelling in written}
 
 
 class BoundedLog:
@@ -158,7 +150,10 @@ class BoundedLog:
 
 
 def last_lines(path: Path, lines: int, window: int = 65536) -> str:
-    """Return the last lines of a file, at most `window` bytes; empty where there is no file."""
+    """Return the last lines of a file, at most `window` bytes; empty where there is no file.
+
+    They are for people: what a terminal would obey is escaped.
+    """
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -166,4 +161,4 @@ def last_lines(path: Path, lines: int, window: int = 65536) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return shown("\n".join(text.splitlines()[-lines:]))

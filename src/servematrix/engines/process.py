@@ -21,8 +21,10 @@ from mirakuru import Executor, TimeoutExpired
 from servematrix.client import Client, ClientError
 from servematrix.engines import ports, ready, shared_memory
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
-from servematrix.engines.guard import guarded
+from servematrix.engines.guard import for_server, guarded
 from servematrix.engines.log import last_lines
+from servematrix.redaction import is_secret
+from servematrix.terminal import line
 
 POLL_SECONDS = 0.05
 STOP_GRACE_SECONDS = 3.0
@@ -30,10 +32,9 @@ STOP_GRACE_SECONDS = 3.0
 STOP_SECONDS = 8.0
 """For the guard to end the server and itself; it needs at most the grace and two seconds."""
 INFO_SECONDS = 10.0
+LONGEST_VERSION = 80
 WORTH_TELLING = 2**20
 """Bytes of kept shared memory from which a server is told of; SGLang 0.5.16 keeps 16 KiB."""
-SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Redacted in every log, beside the API key: servers read them, and print them when they fail."""
 
 _LETTERS_FOR_DIGITS = str.maketrans("0123456789", "ghijklmnop")
 
@@ -57,12 +58,12 @@ class GuardedExecutor(Executor):
         self.kept: dict[str, int] = {}
         self._ending: str | None = None
         secrets = [launch.api_key_env] if launch.api_key_env else []
-        secrets += SECRET_VARIABLES
+        secrets += [*launch.secret_variables, *(name for name in variables if is_secret(name))]
         super().__init__(
             guarded(command, launch.log, grace=STOP_GRACE_SECONDS, secrets=secrets),
             timeout=launch.deadline_seconds,
             sleep=POLL_SECONDS,
-            envvars=dict(variables),
+            envvars=for_server(variables),
             expected_returncode=0,
         )
         # mirakuru marks what it starts with "PID:UUID", and at exit kills all on the machine whose
@@ -228,7 +229,7 @@ def reported_versions(base_url: str, api_key_env: str | None) -> dict[str, str]:
         return {}
     version = info.get("version")
     name = "reference" if info.get("device") == "simulated" else "sglang"
-    return {name: version} if isinstance(version, str) else {}
+    return {name: line(version, LONGEST_VERSION)} if isinstance(version, str) else {}
 
 
 def _what_went_wrong(

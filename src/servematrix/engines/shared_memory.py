@@ -31,10 +31,9 @@ def used_by(processes: Iterable[psutil.Process]) -> set[Segment]:
     """The segments that are mapped or open in any of these processes now."""
     found: set[Segment] = set()
     for process in processes:
-        with contextlib.suppress(OSError, psutil.Error):
-            for path in (*_mapped(process.pid), *_opened(process.pid)):
-                if path.is_relative_to(ROOT):
-                    found.add(Segment(path, path.stat().st_ino))
+        for path in _paths(process.pid):
+            with contextlib.suppress(OSError):  # its name is gone, which is as it should be
+                found.add(Segment(path, path.stat().st_ino))
     return found
 
 
@@ -62,15 +61,15 @@ def _size(segment: Segment) -> int | None:
     return status.st_size if status.st_ino == segment.inode else None
 
 
-def _mapped(pid: int) -> set[Path]:
-    lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-    wanted = (line.split(maxsplit=_COLUMNS - 1) for line in lines if str(ROOT) in line)
-    return {Path(line[-1]) for line in wanted if len(line) == _COLUMNS}
-
-
-def _opened(pid: int) -> set[Path]:
+def _paths(pid: int) -> set[Path]:
+    """What a process has mapped or open below `ROOT`; nothing where it may not be looked at."""
     found: set[Path] = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile; so is the one that lists them
-            found.add(link.readlink())
-    return found
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        wanted = (line.split(maxsplit=_COLUMNS - 1) for line in lines if str(ROOT) in line)
+        found |= {Path(line[-1]) for line in wanted if len(line) == _COLUMNS}
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile; so is the one that lists them
+                found.add(link.readlink())
+    return {path for path in found if path.is_relative_to(ROOT)}

@@ -23,7 +23,8 @@ from servematrix.gates.proportions import ALPHA
 from servematrix.gates.throughput import FEWEST_RUNS
 from servematrix.interrupts import end_in_good_order
 from servematrix.records import RecordsError
-from servematrix.validation.running import guarded_run
+from servematrix.terminal import shown
+from servematrix.validation.running import Command, guarded_run
 
 _START_SECONDS: Final = 6.0
 """For the embedded server to generate; half a second is usual."""
@@ -69,7 +70,11 @@ def faults(options: argparse.Namespace) -> Exit:
         (table.listing_programs if options.json else table.listing)(chosen)
         return Exit.PASSED
     began = time.monotonic()
-    folder, whole = _run(options, all_known, chosen)
+    try:
+        folder, whole = _run(options, all_known, chosen)
+    except KeyboardInterrupt:
+        _say("interrupted; --matrix RUN draws what there is")
+        return Exit.INTERRUPTED
     if folder is None:
         return Exit.USAGE
     code = _print(_read(folder), all_known, options, whole=whole)
@@ -128,7 +133,7 @@ def _calibrate(command: Sequence[str], fault: Fault, root: Path) -> None:
 
 def _made(command: Sequence[str], results: Path, output: str) -> Path | None:
     """Run pytest; returns the folder of its run, None where it left none."""
-    whole, ending = guarded_run(command, results / output)
+    whole, ending = guarded_run(Command(command), results / output)
     if not whole:
         raise KeyboardInterrupt
     latest = results / "latest"
@@ -163,4 +168,4 @@ def _cores() -> int:
 
 
 def _say(line: str) -> None:
-    print(f"servematrix: {line}", file=sys.stderr, flush=True)
+    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

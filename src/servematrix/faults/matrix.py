@@ -113,7 +113,7 @@ def read(folder: Path) -> Matrix:
     """The matrix of a run; RecordsError where there are no records of one."""
     served: set[str] = set()
     verdicts: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records.read(folder):
+    for record in records.standing(records.read(folder)):
         if record["kind"] == "cell":
             served.add(record["cell"])
         elif record["kind"] == "verdict":

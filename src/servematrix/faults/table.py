@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix.faults.known import CATCHERS, KITS, Fault, Known
 from servematrix.faults.matrix import Entry, Healthy, Matrix
 from servematrix.records import RecordsError
+from servematrix.terminal import console
 
 _MARKS: Final = {True: "●", False: "·", None: ""}
 """Caught, met and not caught, not reached."""
@@ -31,7 +31,7 @@ def listing(faults: Sequence[Fault]) -> None:
     for fault in faults:
         incident = f"{fault.incident}\n{fault.thread}"
         table.add_row(_spelled(fault), fault.injected.does, incident, "\n".join(fault.caught_by))
-    Console(width=max(Console().width, _WIDE), markup=False, highlight=False).print(table)
+    console(at_least=_WIDE).print(table)
 
 
 def listing_programs(faults: Sequence[Fault]) -> None:
@@ -94,7 +94,7 @@ def plain(matrix: Matrix) -> None:
         table.add_column(catcher.replace("_", "\n"), justify="center")
     for fault in matrix.faults:
         table.add_row(fault, *(_mark(matrix.entries[fault, kit]) for kit in CATCHERS))
-    Console(width=max(Console().width, _WIDE), markup=False).print(table)
+    console(at_least=_WIDE).print(table)
     print(f"{_MARKS[True]} caught, {_MARKS[False]} not caught, blank: not reached")
     print(told_healthy(matrix.healthy))
 

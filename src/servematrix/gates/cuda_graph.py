@@ -55,7 +55,11 @@ def judge(
             f" {expected}: look at --disable-cuda-graph in the server's command line"
         )
         return Verdict("fail", rule, reason, numbers)
-    few = [one for one in passes if one.graph + one.eager < FEWEST_PASSES]
+    few = [
+        one
+        for one in passes
+        if one.graph + one.eager < FEWEST_PASSES or min(one.graph, one.eager) < 0
+    ]
     if few or not passes:
         at = few[0] if few else Passes(0, 0, 0)
         reason = (

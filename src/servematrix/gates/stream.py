@@ -43,7 +43,7 @@ def unframe(blocks: Sequence[bytes]) -> Framed:
             return Framed(tuple(texts), None)
         try:
             event = json.loads(payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Framed(tuple(texts), f"{where} is not JSON: {_cut(payload)}")
         text = event.get("text") if isinstance(event, dict) else None
         if not isinstance(text, str):

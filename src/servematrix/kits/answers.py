@@ -9,8 +9,17 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+MOST_TOKENS = 10**9
+LARGEST_LOGPROB = 0.1
+"""Nats; rounding may lift the likeliest token a little above 0."""
+_SMALLEST_LOGPROB = -1e9
+_MOST_FAULTS = 5
+
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(max_length=200)]
+Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+Whole = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+Positive = Annotated[float, Field(ge=0, le=MOST_TOKENS, allow_inf_nan=False)]
 
 
 class Answer(BaseModel):
@@ -70,7 +79,7 @@ class OpenAIAnswer(Answer):
     """What chat and plain completions share."""
 
     id: Text
-    created: Count
+    created: Annotated[int, Field(ge=1, lt=2**53)]
     model: Text
     usage: Usage
 
@@ -116,8 +125,45 @@ class GenerateMeta(Answer):
     """`meta_info` of `/generate`, as far as the kits need it."""
 
     prompt_tokens: Count
-    completion_tokens: Annotated[int, Field(ge=0)]
-    cached_tokens: int = 0
+    completion_tokens: Whole
+    cached_tokens: Whole = 0
+
+
+class Finish(Answer):
+    """Why a request ended."""
+
+    type: Name
+
+
+class Account(Answer):
+    """`meta_info` of a request, as far as it tells what was decoded, and with which drafts.
+
+    0.5.16 has two names for some of the drafts' numbers, older versions the first only.
+    """
+
+    completion_tokens: Whole | None = None
+    finish_reason: Finish | Name | None = None
+    spec_verify_ct: Whole | None = None
+    spec_accept_length: Positive | None = None
+    spec_accept_rate: Positive | None = None
+    spec_accept_histogram: list[Whole] | None = None
+    spec_correct_drafts_histogram: list[Whole] | None = None
+    spec_accepted_drafts: Whole | None = None
+    spec_num_correct_drafts: Whole | None = None
+    spec_proposed_drafts: Whole | None = None
+    spec_num_proposed_drafts: Whole | None = None
+
+
+class Settings(Answer):
+    """What kits read of `/server_info` to know what they measure; all of it may be missing."""
+
+    version: Name | None = None
+    device: Name | None = None
+    dtype: Name | None = None
+    kv_cache_dtype: Name | None = None
+    speculative_algorithm: Name | None = None
+    decode_log_interval: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    dp_size: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class Generated(Answer):
@@ -135,11 +181,22 @@ def parse(model: type[A], body: object) -> A | str:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        return "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc']) or 'the answer'}: {fault['msg']}"
+        faults = error.errors(include_url=False)
+        told = [
+            f"{'.'.join(str(part) for part in fault['loc']) or 'the answer':.200}: {fault['msg']}"
             + _found(fault["input"])
-            for fault in error.errors(include_url=False)
-        )
+            for fault in faults[:_MOST_FAULTS]
+        ]
+        if len(faults) > _MOST_FAULTS:
+            told.append(f"and {len(faults) - _MOST_FAULTS} more")
+        return "; ".join(told)
+
+
+def logprob(value: object) -> float | None:
+    """Return a token's log-probability in nats, None where the value cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if _SMALLEST_LOGPROB <= value <= LARGEST_LOGPROB else None
 
 
 def _found(value: object) -> str:

@@ -27,6 +27,8 @@ from servematrix.client import (
 )
 from servematrix.gates.verdict import Number, Outcome, Verdict
 from servematrix.kits import answers
+from servematrix.redaction import Secrets
+from servematrix.terminal import line
 
 ABSENT = (404, 405, 501)
 """Statuses of a route that a server does not have."""
@@ -78,6 +80,7 @@ class Kit:
 
     _kit_running: tuple[str, str] | None = None
     _kit_client: Client | None = None
+    _kit_secrets: Secrets | None = None
 
     @property
     def client(self) -> Client:
@@ -102,11 +105,17 @@ class Kit:
     def conclude(self, verdict: Verdict) -> None:
         """Print and report a verdict, and raise unless it is a pass.
 
+        What a server wrote into its reason is escaped, and a reason without an end is cut.
         Raises `VerdictFailed`, `MeasurementError`, `Inconclusive` or `NotApplicable`; each has the
         verdict as its attribute `verdict`.
         """
         __tracebackhide__ = True
         kit, test = self._kit_test()
+        rule, reason = verdict.rule, verdict.reason
+        if self._kit_secrets is not None:
+            # what a server answered stands in reasons, and it may know more than our own key
+            rule, reason = map(self._kit_secrets.redact, (rule, reason))
+        verdict = replace(verdict, rule=line(rule), reason=line(reason))
         print(f"{kit}.{test}: {verdict.outcome}: {verdict.reason}")
         if self.reporter is not None:
             self.reporter.verdict(kit, test, verdict)
@@ -117,13 +126,20 @@ class Kit:
         raise problem
 
     def _kit_server_info(self) -> dict[str, Any]:
-        """Return what `/server_info` tells; nothing where a server has no such route."""
+        """Return what `/server_info` tells; nothing where a server has no such route.
+
+        Raises `MalformedAnswer` where what kits read of it is not what it must be.
+        """
         try:
-            return self.client.server_info()
+            info = self.client.server_info()
         except BadStatus as error:
             if error.status not in ABSENT:
                 raise
             return {}
+        parsed = answers.parse(answers.Settings, info)
+        if isinstance(parsed, str):
+            raise MalformedAnswer(f"/server_info: {parsed}")
+        return info
 
     def _kit_generate(self, prompt: str, max_new_tokens: int, timeout: float) -> answers.Generated:
         """Return a greedy answer of `/generate`; raises `MalformedAnswer` where it is not whole."""

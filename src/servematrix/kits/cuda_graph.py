@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from servematrix.gates import cuda_graph
 from servematrix.gates.cuda_graph import Expected, Passes
@@ -19,6 +19,8 @@ from servematrix.kits.long_request import latency
 
 _KIT = "cuda_graph"
 _OFF_BATCH = 4
+_MOST_REQUESTS = 8192
+"""More at once than any server takes."""
 _RULE = "the server counts forward passes by CUDA graph (sglang:cuda_graph_passes_total)"
 
 
@@ -55,7 +57,8 @@ class CudaGraphMixin(Kit):
         ).decode_tokens_per_s
         self.measure("decode_tokens_per_s", alone, "tokens/s")
         for one in passes:
-            self.measure(f"graph_share_at_{one.batch}", one.share, "share of decode passes")
+            share = one.share if one.graph + one.eager else None
+            self.measure(f"graph_share_at_{one.batch}", share, "share of decode passes")
         verdict = cuda_graph.judge(
             passes, enabled=enabled, max_bs=max_bs, expected=self.cuda_graph_expected
         )
@@ -108,7 +111,7 @@ def _configured(info: Mapping[str, Any]) -> tuple[bool, int | None]:
     # 0.5.14 renamed the argument; what was resolved stands in the table
     names = ("cuda_graph_max_bs_decode", "cuda_graph_max_bs")
     told = [decode.get("max_bs"), *(info.get(name) for name in names)]
-    return not off, next((value for value in told if isinstance(value, int)), None)
+    return not off, next((value for value in told if _is_batch(value)), None)
 
 
 def _batches(info: Mapping[str, Any], enabled: bool, max_bs: int | None) -> list[int]:
@@ -122,9 +125,17 @@ def _batches(info: Mapping[str, Any], enabled: bool, max_bs: int | None) -> list
         return [_OFF_BATCH]
     if max_bs is None:
         return []
-    states = info.get("internal_states") or [{}]
-    most = states[0].get("effective_max_running_requests_per_dp") or max_bs + 1
+    states = info.get("internal_states")
+    state = states[0] if isinstance(states, list) and states else None
+    most = state.get("effective_max_running_requests_per_dp") if isinstance(state, dict) else None
+    if not _is_batch(most):
+        most = max_bs + 1
     return [batch for batch in sorted({max_bs, max_bs + 1} - {1}) if batch <= most]
+
+
+def _is_batch(value: object) -> TypeGuard[int]:
+    """Whether a value can be a number of requests at once."""
+    return type(value) is int and 1 <= value <= _MOST_REQUESTS
 
 
 def _prompt(number: int) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import ClassVar
 
-from rich.console import Console
 from rich.table import Table
 
 from servematrix.gates import consistency
@@ -17,6 +15,7 @@ from servematrix.gates.verdict import Verdict
 from servematrix.kits import logprobs
 from servematrix.kits.base import Kit, concludes
 from servematrix.kits.logprobs import Decoded, NoLogprobs, Prompt
+from servematrix.terminal import console
 
 _KIT = "decode_consistency"
 _READERS = (
@@ -184,7 +183,8 @@ class DecodeConsistencyMixin(Kit):
     def __judged(self, parts: Mapping[str, Sequence[Compared]]) -> Verdict:
         info = self._kit_server_info()
         dtype = dtype_of(info, self.decode_consistency_auto_dtype)
-        changes = getattr(self, f"decode_consistency_{dtype}", {})
+        known = dtype in consistency.LIMITS  # the server may name anything
+        changes = getattr(self, f"decode_consistency_{dtype}") if known else {}
         limits = limits_for(dtype, changes)
         summaries = {name: consistency.summarise(some) for name, some in parts.items()}
         self.__report(parts, summaries, info)
@@ -205,7 +205,7 @@ class DecodeConsistencyMixin(Kit):
             table.add_row(name, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
             for column, unit in _UNITS.items():
                 self.measure(f"{column}, {name}", getattr(summary, column), unit)
-        Console(file=sys.stdout, width=110).print(table)
+        console(width=110).print(table)
         self.attach(
             (self._kit_test()[1]).removeprefix("test_"),
             {

@@ -6,12 +6,10 @@ moves this number before it moves any batched throughput.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from rich.console import Console
 from rich.table import Table
 
 from servematrix.client import MalformedAnswer
@@ -22,6 +20,7 @@ from servematrix.gates.windows import Reduction, Scrape
 from servematrix.kits import answers, scrapes
 from servematrix.kits.base import Kit, concludes
 from servematrix.kits.long_request import Ended, Latency, LongRequest, latency
+from servematrix.terminal import console
 
 _KIT = "fwd_occupancy"
 DECODE_LOG_INTERVAL = 40
@@ -278,7 +277,7 @@ class FwdOccupancyMixin(Kit):
             shown = f"{value:.2f}" if isinstance(value, float) else str(value)
             table.add_row(name.replace("_", " "), "-" if value is None else shown, unit)
             self.measure(name, value, unit)
-        Console(file=sys.stdout).print(table)
+        console().print(table)
 
 
 def _prompt_tokens(answer: dict[str, Any]) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from rich.console import Console
 from rich.table import Table
 
 from servematrix import data
@@ -19,6 +17,7 @@ from servematrix.kits import logprobs
 from servematrix.kits.base import Kit, concludes
 from servematrix.kits.logprobs import NoLogprobs
 from servematrix.kits.scoring import Scored, ScoringError, examples, score
+from servematrix.terminal import console
 
 _KIT = "hellaswag"
 
@@ -123,7 +122,7 @@ class HellaswagMixin(Kit):
             self.measure(name, value, unit)
         for name in ("data_source", "checksum_questions", "checksum_shots"):
             self.measure(name, numbers[name], "")
-        Console(file=sys.stdout).print(table)
+        console().print(table)
 
 
 _UNITS = {

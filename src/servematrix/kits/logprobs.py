@@ -6,7 +6,6 @@ tokenizer is needed here; greedy decoding at a given concurrency; an empty prefi
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +16,13 @@ from typing import Any
 
 from servematrix.client import BadStatus, Client, ClientError, MalformedAnswer
 from servematrix.gates.consistency import Compared
+from servematrix.kits import answers
 from servematrix.kits.base import ABSENT
 
 RULE = "the server returns log-probabilities, and empties its cache on request"
 _REQUEST_TOKENS = 2048
 """Tokens scored in one request: each takes a row of the vocabulary's size on the GPU."""
+_LARGEST_ID = 2**31
 _IDLE_SECONDS = 10.0
 """How long a server may take to fall idle, so that it flushes."""
 
@@ -51,7 +52,7 @@ class Decoded:
     def cached(self) -> int:
         """Prompt tokens that came from the prefix cache."""
         cached = self.meta.get("cached_tokens")
-        return cached if isinstance(cached, int) else 0
+        return cached if isinstance(cached, int) and 0 < cached <= len(self.prompt.ids) else 0
 
 
 @contextmanager
@@ -68,12 +69,14 @@ def told() -> Iterator[None]:
 def prompts(client: Client, texts: Sequence[str], timeout: float) -> list[Prompt]:
     """Ask the server for the token ids of texts. Raises `NoLogprobs` and `ClientError`."""
     with told():
-        answers = client.score(texts, [0] * len(texts), timeout=timeout)
+        scored = client.score(texts, [0] * len(texts), timeout=timeout)
     found = []
-    for text, answer in zip(texts, answers, strict=True):
+    for text, answer in zip(texts, scored, strict=True):
         entries = _meta(answer).get("input_token_logprobs")
         if not entries:
             raise NoLogprobs("its answers to return_logprob have no input_token_logprobs")
+        if not isinstance(entries, list):
+            raise MalformedAnswer(f"input_token_logprobs is no list: {entries!r:.80}")
         # prompts that share their beginning differ at their end
         found.append(Prompt(repr(text[-48:]), tuple(_ids(entries))))
     return found
@@ -127,8 +130,8 @@ def compare(client: Client, decoded: Sequence[Decoded], timeout: float) -> list[
     for batch in _batches(decoded):
         whole = [one.prompt.ids + one.tokens for one in batch]
         # a start of 0 keeps the server from reusing any cached token, also of the same request
-        answers = client.score(whole, [0] * len(whole), top=1, timeout=timeout)
-        found += [_compared(one, answer) for one, answer in zip(batch, answers, strict=True)]
+        scored = client.score(whole, [0] * len(whole), top=1, timeout=timeout)
+        found += [_compared(one, answer) for one, answer in zip(batch, scored, strict=True)]
     return found
 
 
@@ -140,9 +143,10 @@ def _decoded(client: Client, prompt: Prompt, tokens: int, timeout: float) -> Dec
     entries = meta.get("output_token_logprobs")
     if not entries:
         raise NoLogprobs("its answers to return_logprob have no output_token_logprobs")
-    if len(entries) != tokens:
+    if not isinstance(entries, list) or len(entries) != tokens:
+        found = len(entries) if isinstance(entries, list) else f"{entries!r:.80} instead of"
         raise MalformedAnswer(
-            f"{len(entries)} log-probabilities for {tokens} tokens that were asked for, after"
+            f"{found} log-probabilities for {tokens} tokens that were asked for, after"
             f" {prompt.name}"
         )
     return Decoded(prompt, tuple(_ids(entries)), tuple(_values(entries)), meta)
@@ -191,14 +195,15 @@ def _meta(answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _ids(entries: Any) -> Iterator[int]:
     for entry in entries:
-        if not isinstance(entry, list) or len(entry) < 2 or not isinstance(entry[1], int):
+        token = entry[1] if isinstance(entry, list) and len(entry) > 1 else None
+        if type(token) is not int or not 0 <= token <= _LARGEST_ID:
             raise MalformedAnswer(f"no entry [log-probability, token id, …]: {entry!r:.80}")
-        yield entry[1]
+        yield token
 
 
 def _values(entries: Any) -> Iterator[float]:
     for entry in entries:
-        value = entry[0] if isinstance(entry, list) and entry else None
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        value = answers.logprob(entry[0] if isinstance(entry, list) and entry else None)
+        if value is None:
             raise MalformedAnswer(f"a log-probability is missing or no number: {entry!r:.80}")
-        yield float(value)
+        yield value

@@ -20,6 +20,7 @@ from typing import Any
 
 from servematrix.client import Client, ClientError, MalformedAnswer
 from servematrix.gates.text import quote
+from servematrix.kits import answers
 
 _DONE = b"data: [DONE]\n\n"
 _COUNT = re.compile(rb'"completion_tokens":\s*(\d+)')
@@ -131,6 +132,9 @@ class LongRequest(threading.Thread):
         meta = self._answer.get("meta_info")
         if not isinstance(meta, dict):
             return Ended({}, f"its answer has no meta_info: {quote(str(self._answer))}", elapsed)
+        parsed = answers.parse(answers.Account, meta)
+        if isinstance(parsed, str):
+            return Ended({}, f"its meta_info is broken: {parsed}", elapsed)
         return Ended(meta, None, elapsed, self._stopped)
 
 
@@ -148,7 +152,7 @@ def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) ->
         last = event.raw
         counts = _COUNT.findall(last, max(0, len(last) - _TAIL))
         if counts:
-            arrivals.append((event.t, int(counts[-1])))
+            arrivals.append((event.t, _tokens(counts[-1], 2 * max_new_tokens)))
         elif last != _DONE:
             raise MalformedAnswer(f"a streamed event has no completion_tokens: {_shown(last)}")
     if last != _DONE:
@@ -164,6 +168,13 @@ def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) ->
     )
 
 
+def _tokens(digits: bytes, most: int) -> int:
+    # the last pass of a request that speculates may go beyond what was asked for
+    if len(digits) > len(str(most)) or int(digits) > most:
+        raise MalformedAnswer(f"a streamed event counts {digits[:20]!r} tokens, {most} at most")
+    return int(digits)
+
+
 def _gaps(arrivals: list[tuple[float, int]]) -> list[float]:
     """Return the seconds between tokens; tokens of one event share the time since the last."""
     gaps: list[float] = []
@@ -176,5 +187,5 @@ def _gaps(arrivals: list[tuple[float, int]]) -> list[float]:
 def _shown(event: bytes) -> str:
     try:
         return quote(json.dumps(json.loads(event.removeprefix(b"data: "))), 120)
-    except ValueError:
+    except (ValueError, RecursionError):
         return quote(event.decode(errors="replace"), 120)

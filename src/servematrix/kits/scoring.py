@@ -15,6 +15,7 @@ from typing import Any
 from servematrix.client import Client
 from servematrix.data import Item
 from servematrix.kits import logprobs
+from servematrix.kits.answers import MOST_TOKENS, logprob
 from servematrix.kits.logprobs import NoLogprobs
 
 
@@ -112,8 +113,8 @@ def _batch(client: Client, items: Sequence[Item], prefix: str, timeout: float) -
 
 def _length(answer: dict[str, Any], item: Item) -> int:
     n0 = _meta(answer, item).get("prompt_tokens")
-    if not isinstance(n0, int) or n0 < 1:
-        raise ScoringError(f"item {item.ind}: its context has prompt_tokens {n0!r}")
+    if type(n0) is not int or not 1 <= n0 <= MOST_TOKENS:
+        raise ScoringError(f"item {item.ind}: its context has prompt_tokens {n0!r:.80}")
     return n0
 
 
@@ -129,7 +130,8 @@ def _scored(item: Item, n0: int, answers: Iterator[dict[str, Any]]) -> Scored:
         where = f"item {item.ind}, ending {number}"
         if entries is None:
             raise NoLogprobs("its answers to return_logprob have no input_token_logprobs")
-        if not isinstance(entries, list) or not isinstance(length, int):
+        from_cache = meta.get("cached_tokens") or 0
+        if not isinstance(entries, list) or type(length) is not int:
             raise ScoringError(
                 f"{where}: the answer's log-probabilities or prompt_tokens are broken"
             )
@@ -138,16 +140,19 @@ def _scored(item: Item, n0: int, answers: Iterator[dict[str, Any]]) -> Scored:
                 f"{where}: {len(entries)} log-probabilities for {length} tokens after a context of"
                 f" {n0}, {length - n0 + 1} (two or more) were expected"
             )
+        if type(from_cache) is not int or not 0 <= from_cache <= length:
+            raise ScoringError(f"{where}: cached_tokens {from_cache!r:.80} of {length} tokens")
         try:
-            total = math.fsum(entry[0] for entry in entries[1:])
+            values = [logprob(entry[0]) for entry in entries[1:]]
             last_tokens.add(entries[0][1])
         except (TypeError, IndexError, KeyError):
-            raise ScoringError(f"{where}: a log-probability is missing or no number") from None
-        if not math.isfinite(total):
-            raise ScoringError(f"{where}: the log-probabilities sum to {total}")
-        lp.append(total)
+            values = [None]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            raise ScoringError(f"{where}: a log-probability is missing or no number")
+        lp.append(math.fsum(known))
         nt.append(len(entries) - 1)
-        cached.append(meta.get("cached_tokens") or 0)
+        cached.append(from_cache)
     joined = len(last_tokens) > 1
     return Scored(
         ind=item.ind,

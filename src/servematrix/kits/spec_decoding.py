@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from servematrix.client import MalformedAnswer
 from servematrix.gates import consistency
 from servematrix.gates.accept_length import Drafts, judge_requests
 from servematrix.gates.verdict import Verdict, worst
-from servematrix.kits import logprobs
+from servematrix.kits import answers, logprobs
 from servematrix.kits.base import Kit, concludes
 from servematrix.kits.decode_consistency import dtype_of, limits_for
 from servematrix.kits.logprobs import NoLogprobs
@@ -112,12 +111,14 @@ class SpecDecodingMixin(Kit):
             ignore_eos=True,
             timeout=self.spec_decoding_timeout,
         )
-        meta = answer.get("meta_info")
-        if not isinstance(meta, dict) or not isinstance(meta.get("completion_tokens"), int):
+        meta = answers.parse(answers.Account, answer.get("meta_info"))
+        if isinstance(meta, str):
+            raise MalformedAnswer(f"/generate: meta_info: {meta}")
+        if meta.completion_tokens is None:
             raise MalformedAnswer(
                 f"/generate: no completion_tokens in {self.client.excerpt(answer)}"
             )
-        return _drafts(meta)
+        return _drafts(meta, meta.completion_tokens)
 
 
 _UNITS = {
@@ -127,17 +128,17 @@ _UNITS = {
 }
 
 
-def _drafts(meta: Mapping[str, Any]) -> Drafts:
-    """Read the account; 0.5.16 has two names for some of it, older versions the first only."""
-    histogram = meta.get("spec_accept_histogram") or meta.get("spec_correct_drafts_histogram")
+def _drafts(meta: answers.Account, tokens: int) -> Drafts:
+    histogram = meta.spec_accept_histogram or meta.spec_correct_drafts_histogram
+    correct, proposed = meta.spec_accepted_drafts, meta.spec_proposed_drafts
     return Drafts(
-        completion_tokens=meta["completion_tokens"],
-        verify_passes=meta.get("spec_verify_ct") or 0,
+        completion_tokens=tokens,
+        verify_passes=meta.spec_verify_ct or 0,
         histogram=tuple(histogram) if histogram else None,
-        correct=meta.get("spec_accepted_drafts", meta.get("spec_num_correct_drafts")),
-        proposed=meta.get("spec_proposed_drafts", meta.get("spec_num_proposed_drafts")),
-        length=meta.get("spec_accept_length"),
-        rate=meta.get("spec_accept_rate"),
+        correct=meta.spec_num_correct_drafts if correct is None else correct,
+        proposed=meta.spec_num_proposed_drafts if proposed is None else proposed,
+        length=meta.spec_accept_length,
+        rate=meta.spec_accept_rate,
     )
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from servematrix import config as configs
 from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
-from servematrix.records import plain
+from servematrix.redaction import Secrets
 from servematrix.replay import judging, reading
 from servematrix.replay.judging import Judged, Settings
 from servematrix.replay.reading import Items, RecordingError
+from servematrix.terminal import line, shown
 
 _ENGINE = "sglang"
 
@@ -110,12 +111,12 @@ def _json(one: Judged, settings: Settings) -> str:
         "power": verdict.power,
         "limits": settings.source,
     }
-    return json.dumps(plain(row), allow_nan=False)
+    return json.dumps(Secrets().plain(row), allow_nan=False)
 
 
 def _line(one: Judged) -> str:
     request = "" if one.request is None else f", request {one.request}"
-    return f"{one.verdict.outcome}: {one.gate}: {one.file}{request}: {one.verdict.reason}"
+    return line(f"{one.verdict.outcome}: {one.gate}: {one.file}{request}: {one.verdict.reason}")
 
 
 def _status(counts: Counter[str], unread: int) -> Exit:
@@ -128,5 +129,5 @@ def _status(counts: Counter[str], unread: int) -> Exit:
     return Exit.PASSED
 
 
-def _say(line: str) -> None:
-    print(f"servematrix: {line}", file=sys.stderr, flush=True)
+def _say(told: str) -> None:
+    print(f"servematrix: {shown(told)}", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ refused where it cannot be read, where it is no recording, or where a number in 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zlib
 from collections import Counter
@@ -19,19 +18,16 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from servematrix import outside
 from servematrix.gates import consistency, pairs, trace
 from servematrix.gates.consistency import Summary
 from servematrix.gates.windows import Scrape
-
-MOST_BYTES: Final = 256_000_000
-"""Largest file, and largest content of one that is compressed. A run over all of HellaSwag has
-1.5 MB; parsed, a file takes some ten times its size in memory."""
+from servematrix.outside import TooLargeError
 
 EXPECTED: Final = (
     "expected an object with 'traces' (occupancy), an object with 'concurrency' (decode"
     " consistency), or HellaSwag items, as JSON lines or one list, with ind, label, lp and nt"
 )
-_GZIP = b"\x1f\x8b"
 _MOST_DIGITS = 18
 
 T = TypeVar("T", bound=BaseModel)
@@ -191,24 +187,16 @@ def recognise(content: bytes, path: Path) -> Recording:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+        return outside.content(path)
+    except TooLargeError as error:
+        raise RecordingError(f"{path}: {error}; split it") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RecordingError(
+            f"{path}: broken gzip ({error}): copy it again, or record it again"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         told = getattr(error, "strerror", None) or error
         raise RecordingError(f"{path}: cannot be read: {told}; name a recording") from error
-    if content.startswith(_GZIP) and len(content) <= MOST_BYTES:
-        try:
-            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-                content = file.read(MOST_BYTES + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise RecordingError(
-                f"{path}: broken gzip ({error}): copy it again, or record it again"
-            ) from error
-    if len(content) > MOST_BYTES:
-        raise RecordingError(
-            f"{path}: more than {MOST_BYTES // 10**6} MB, which no recording has; split it"
-        )
-    return content
 
 
 def _parsed(text: str, path: Path) -> Any:

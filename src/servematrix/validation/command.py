@@ -11,6 +11,7 @@ from servematrix import config as configs
 from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError
+from servematrix.terminal import shown
 from servematrix.validation import kept, running, servers, table
 from servematrix.validation.kept import Row
 
@@ -91,4 +92,4 @@ def _print(
 
 
 def _say(line: str) -> None:
-    print(f"servematrix: {line}", file=sys.stderr, flush=True)
+    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

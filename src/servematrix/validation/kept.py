@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from servematrix import config as configs
-from servematrix import records
+from servematrix import outside, records
+from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
 from servematrix.folders import LOCK
 from servematrix.records import RecordsError
@@ -145,9 +147,11 @@ def _today(entry: _Entry, known: Mapping[str, KnownServer]) -> _Entry:
 
 def _entry(file: Path) -> _Entry:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(outside.content(outside.within(file.parent, file.name)))
         return configs.checked(_Entry, raw, str(file))
-    except (OSError, ValueError) as error:
+    except ConfigError as error:
+        raise RecordsError(str(error)) from error
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
         raise RecordsError(f"cannot read {file}: {error}") from error
 
 
@@ -160,6 +164,11 @@ def _row(entry: _Entry, folder: Path) -> Row:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for record in records.standing(records.read(folder)):
         kinds.setdefault(record["kind"], []).append(record)
+    with records.as_written(folder):
+        return _judged(server, kinds)
+
+
+def _judged(server: KnownServer, kinds: Mapping[str, Sequence[dict[str, Any]]]) -> Row:
     run, cells = kinds["run"][0], kinds.get("cell", [])
     verdicts = kinds.get("verdict", [])
     findings = [Finding(v["kit"], v["test"], v["verdict"], v["reason"]) for v in verdicts]

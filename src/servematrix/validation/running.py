@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from servematrix import config as configs
 from servematrix import run
+from servematrix.changes import FROM_VARIABLE, apart
 from servematrix.config import ConfigError
 from servematrix.engines.base import EnvironmentProblem, Say
 from servematrix.engines.guard import guarded
@@ -29,7 +30,21 @@ END_SECONDS = 60.0
 """What an interrupted run gets to stop its server, see the GPU free and write its last line."""
 _PASSED_ON = ("engine", "server_python", "sglang", "gpus", "start_deadline", "hellaswag", "configs")
 """Options of a command that makes runs which each run is given as they are."""
+_PASSED_AS = "SERVEMATRIX_SECRET_"
+"""Begins the name of a variable through which a run is given a secret."""
 _SHOWN_LINES = 25
+
+
+@dataclass(frozen=True)
+class Command:
+    """A run as a process: its command line, and what may not stand there, as variables."""
+
+    line: Sequence[str]
+    secrets: Mapping[str, str] = field(default_factory=dict)
+
+    def with_options(self, *more: str) -> Command:
+        """The same with more on its command line."""
+        return replace(self, line=[*self.line, *more])
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class Prepared:
     """A server with everything decided: the command of its run, or why there will be none."""
 
     server: KnownServer
-    command: Sequence[str] = ()
+    command: Command | None = None
     not_run: NotRun | None = None
 
 
@@ -104,12 +119,10 @@ def _command(
     changes: Sequence[str],
     options: argparse.Namespace,
     suites: str,
-) -> list[str]:
+) -> Command:
     # a server of known state is judged as itself, not by what another one showed
-    return [
-        *pytest_command(server.config, suites, options, changes, chosen),
-        "--no-baseline",
-    ]
+    command = pytest_command(server.config, suites, options, changes, chosen)
+    return command.with_options("--no-baseline")
 
 
 def add_run_options(
@@ -138,7 +151,7 @@ def pytest_command(
     options: argparse.Namespace,
     changes: Sequence[str],
     chosen: Models | None = None,
-) -> list[str]:
+) -> Command:
     """The command of one run of a configuration, with the options of a command that makes runs.
 
     `chosen` are the models where `options` does not name them itself.
@@ -147,13 +160,15 @@ def pytest_command(
     if chosen is None:
         chosen = Models(options.model, options.draft_model)
     named |= {"model": chosen.model, "draft_model": chosen.draft}
-    command = [sys.executable, "-m", "pytest", suites, "--config", configuration]
+    # with `=` no value is taken for another option
+    line = [sys.executable, "-m", "pytest", suites, f"--config={configuration}"]
     for name, value in named.items():
         if value is not None:
-            command += [f"--{name.replace('_', '-')}", str(value)]
-    for change in changes:
-        command += ["--set", change]
-    return command
+            line.append(f"--{name.replace('_', '-')}={value}")
+    shown, hidden = apart(changes)
+    line += [f"--set={change}" for change in shown]
+    line += [f"--set=environment.{name}{FROM_VARIABLE}={_PASSED_AS}{name}" for name in hidden]
+    return Command(line, {f"{_PASSED_AS}{name}": value for name, value in hidden.items()})
 
 
 def run_all(prepared: Sequence[Prepared], root: Path, say: Say) -> Iterator[Row]:
@@ -194,7 +209,8 @@ def told(row: Row) -> str:
 def _run(one: Prepared, folder: Path) -> bool:
     """Run one server to its end and keep its records; False where a person interrupted it."""
     runs = folder / "run"
-    whole, ending = guarded_run([*one.command, "--results", str(runs)], folder / OUTPUT)
+    assert one.command is not None, "only these are run"
+    whole, ending = guarded_run(one.command.with_options(f"--results={runs}"), folder / OUTPUT)
     found = [path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()]
     try:
         if not found:
@@ -211,13 +227,14 @@ def _run(one: Prepared, folder: Path) -> bool:
     return whole
 
 
-def guarded_run(command: Sequence[str], output: Path) -> tuple[bool, str]:
+def guarded_run(command: Command, output: Path) -> tuple[bool, str]:
     """Run a command that ends with us; whether nobody interrupted it, and how it ended.
 
     The guard turns our end, and a Ctrl-C, into a SIGTERM of the run, which then ends in good order.
     """
     guard = subprocess.Popen(
-        guarded(command, output, grace=END_SECONDS),
+        guarded(command.line, output, grace=END_SECONDS, secrets=list(command.secrets)),
+        env=os.environ | command.secrets,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

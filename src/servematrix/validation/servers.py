@@ -115,7 +115,7 @@ def load(path: Path | None = None) -> list[KnownServer]:
     file = path or resources.files("servematrix") / "resources" / FILE
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read as TOML: {error}") from error
     return configs.checked(_File, raw, str(path or FILE)).server
 

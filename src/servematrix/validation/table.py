@@ -9,10 +9,12 @@ from dataclasses import asdict
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from servematrix.exit_codes import Exit
+from servematrix.terminal import console
+from servematrix.terminal import line as one_line
+from servematrix.terminal import markdown as cell
 from servematrix.validation.kept import KEY_NUMBERS, Row, State
 
 _WIDE: Final = 180
@@ -38,8 +40,6 @@ _STATES: Final[Mapping[State, Exit]] = {
     "no result": Exit.SERVER,
     "not run": Exit.INCONCLUSIVE,
 }
-PIPE: Final = "\\|"
-"""A `|` within a cell of a Markdown table."""
 SIMULATED: Final = "simulated: says that the kits work, never that a server is good"
 
 
@@ -63,7 +63,7 @@ def last_line(rows: Sequence[Row], code: Exit) -> str:
 def plain(rows: Sequence[Row]) -> None:
     """Print the table for people, and below it the reasons, which find no room in it."""
     padding = (0, 1, 0, 0)
-    title = _answered(rows)
+    title = one_line(_answered(rows))
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=padding)
     lines = _lines(rows)
     for heading in lines[0]:
@@ -74,22 +74,23 @@ def plain(rows: Sequence[Row]) -> None:
             min_width=_PROSE.get(heading),
         )
     for line in lines:
-        fails = {name: _stacked(line[name]) for name in ("must fail", "did fail")}
-        table.add_row(*(line | fails).values())
-    Console(width=max(Console().width, _WIDE), markup=False).print(table)
+        texts = {heading: one_line(text) for heading, text in line.items()}
+        fails = {name: _stacked(texts[name]) for name in ("must fail", "did fail")}
+        table.add_row(*(texts | fails).values())
+    console(at_least=_WIDE).print(table)
     for row in rows:
         for told, reason in _reasons(row):
-            print(f"{row.server.name}: {told}: {reason}")
+            print(one_line(f"{row.server.name}: {told}: {reason}"))
 
 
 def markdown(rows: Sequence[Row]) -> None:
     """Print the table for a document."""
     lines = _lines(rows)
-    print(f"{_answered(rows)}\n")
+    print(f"{cell(_answered(rows))}\n")
     headings = list(lines[0])
     rules = ["---" if heading in _WORDS else "---:" for heading in headings]
     for texts in (headings, rules, *(line.values() for line in lines)):
-        print(f"| {' | '.join(text.replace('|', PIPE) for text in texts)} |")
+        print(f"| {' | '.join(map(cell, texts))} |")
 
 
 def programs(rows: Sequence[Row]) -> None:
