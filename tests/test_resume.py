@@ -20,6 +20,7 @@ from benchmarks.quick_project import MARK, Processes
 from servematrix import records, resume
 from servematrix.engines.base import EnvironmentProblem
 from servematrix.records import FILE, RecordsError, Run
+from servematrix.redaction import Secrets
 from servematrix.resume import Kept
 
 CONFIG = """
@@ -325,6 +326,10 @@ def broken(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def read(folder: Path, header: dict[str, Any]) -> Kept:
+    return resume.read(folder, header, Secrets())
+
+
 def verdict(cell: str, test: str, outcome: str) -> dict[str, Any]:
     nodeid = f"s.py::T::{test}[{cell}]"
     return {
@@ -383,7 +388,7 @@ OK, BAD = verdict("a", "one", "pass"), verdict("a", "two", "error")
 def test_which_verdicts_are_finished(
     broken: Callable[..., Path], found: Sequence[dict[str, Any]], again: list[str]
 ) -> None:
-    kept = resume.read(broken(*found), HEADER)
+    kept = read(broken(*found), HEADER)
     assert [nodeid.split("::")[2].partition("[")[0] for nodeid in kept.again] == again
     assert not set(kept.again) & set(kept.nodeids)
     reached = {one["nodeid"] for one in found if one["kind"] == "verdict"}
@@ -393,7 +398,7 @@ def test_which_verdicts_are_finished(
 
 def test_a_kept_verdict_says_what_answered_and_whether_it_died(broken: Callable[..., Path]) -> None:
     death = {"kind": "death", "cell": "a", "nodeid": BAD["nodeid"], "reason": "died"}
-    kept = resume.read(broken(A, OK, BAD, death, B, verdict("b", "one", "pass")), HEADER)
+    kept = read(broken(A, OK, BAD, death, B, verdict("b", "one", "pass")), HEADER)
     assert [(one.verdict, one.server) for one in kept.verdicts] == [
         ("pass", "simulated"),
         ("error", "failed"),
@@ -406,7 +411,7 @@ def test_a_kept_verdict_says_what_answered_and_whether_it_died(broken: Callable[
 def test_another_run_is_refused_with_what_differs(broken: Callable[..., Path], key: str) -> None:
     now = HEADER | {key: "other"}
     with pytest.raises(EnvironmentProblem, match=r"other now.* start a new run") as caught:
-        resume.read(broken(A, OK), now)
+        read(broken(A, OK), now)
     assert "pytest --config a,b" in str(caught.value)
 
 
@@ -422,25 +427,25 @@ def test_other_cells_are_refused(
     broken: Callable[..., Path], configurations: dict[str, str], message: str
 ) -> None:
     with pytest.raises(EnvironmentProblem, match=message):
-        resume.read(broken(A, OK), HEADER | {"configurations": configurations})
+        read(broken(A, OK), HEADER | {"configurations": configurations})
 
 
 def test_records_of_an_older_version_are_refused(broken: Callable[..., Path]) -> None:
     older = {key: value for key, value in HEADER.items() if key != "selection"}
     with pytest.raises(EnvironmentProblem, match="tests: not in its records"):
-        resume.read(broken(A, OK, header=older), HEADER)
+        read(broken(A, OK, header=older), HEADER)
 
 
 def test_records_of_a_newer_version_are_refused(broken: Callable[..., Path]) -> None:
     with pytest.raises(RecordsError, match="newer servematrix"):
-        resume.read(broken(A, OK, header=HEADER | {"schema": 99}), HEADER)
+        read(broken(A, OK, header=HEADER | {"schema": 99}), HEADER)
 
 
 @pytest.mark.parametrize("status", [0, 1, 5, 6, 7])
 def test_a_complete_run_is_refused(broken: Callable[..., Path], status: int) -> None:
     end = {"kind": "end", "exit_code": status, "counts": {}}
     with pytest.raises(EnvironmentProblem, match=f"complete, it ended with status {status}"):
-        resume.read(broken(A, OK, end), HEADER)
+        read(broken(A, OK, end), HEADER)
 
 
 @pytest.mark.parametrize("status", [2, 3, 4])
@@ -448,7 +453,7 @@ def test_a_run_that_ended_before_its_time_is_taken_up(
     broken: Callable[..., Path], status: int
 ) -> None:
     end = {"kind": "end", "exit_code": status, "counts": {}}
-    assert resume.read(broken(A, OK, end), HEADER).nodeids == [OK["nodeid"]]
+    assert read(broken(A, OK, end), HEADER).nodeids == [OK["nodeid"]]
 
 
 def test_a_run_is_found_by_path_by_name_and_as_the_latest(tmp_path: Path) -> None:

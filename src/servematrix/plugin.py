@@ -154,6 +154,14 @@ def pytest_configure(config: pytest.Config) -> None:
         or not any(getattr(option, name) for name in _TELLTALE)
     ):
         return
+    from servematrix.interrupts import end_in_good_order, end_with
+
+    worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+    # before all that takes long to import
+    if worker is None:
+        end_in_good_order()
+    else:
+        end_with(worker["servematrix_controller"])
     from servematrix import fixtures, run
     from servematrix.config import ConfigError
     from servematrix.engines.base import EnvironmentProblem

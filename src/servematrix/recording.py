@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from servematrix import provenance, resume
-from servematrix.interrupts import end_with, end_workers_too
+from servematrix.interrupts import end_workers_too
 from servematrix.outcome import Outcome
 from servematrix.records import Run
 from servematrix.redaction import Secrets
@@ -37,7 +37,6 @@ class Recording:
         self.kept = Kept()
         worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         if worker is not None:
-            end_with(worker["servematrix_controller"])
             self.records = Run(Path(worker["servematrix_run"]), hidden)
             self.kept = Kept(nodeids=worker["servematrix_kept"], answered=worker["servematrix_by"])
         else:

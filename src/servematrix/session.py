@@ -20,7 +20,6 @@ from servematrix.discreet import DiscreetReports
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
-from servematrix.interrupts import end_in_good_order
 from servematrix.recording import Recording
 from servematrix.records import RecordsError, Run
 from servematrix.redaction import Secrets
@@ -46,7 +45,6 @@ class MatrixSession:
         config.pluginmanager.register(DiscreetReports(self._secrets))
         self._baselines = _baselines(config, self.plan, self._secrets)
         self._suites_met: set[str] = set()
-        end_in_good_order()
         self._check_workers()
         found = {cell: one for cell, one in self._baselines.items() if isinstance(one, Found)}
         held_to = {cell: one.record() for cell, one in found.items()}
