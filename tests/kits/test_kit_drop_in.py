@@ -65,7 +65,7 @@ def test_all_kits_drop_into_a_plain_test_case(reference):
     loaded = unittest.defaultTestLoader.loadTestsFromTestCase(Everything)
     result = unittest.TestResult()
     loaded.run(result)
-    assert result.testsRun == 26
+    assert result.testsRun == 28
     assert all(reason.startswith(NOT_SPECULATING) for _, reason in result.skipped)
     assert len(result.skipped) == 2
     assert [text for _, text in result.failures + result.errors] == []

@@ -35,7 +35,7 @@ class Streaming:
 
 
 def streamed(*events: Event) -> Latency:
-    return latency(Streaming(*events), "prompt", 5, 7.0)
+    return latency(Streaming(*events), "prompt", 500, 7.0)
 
 
 def test_a_stream_is_asked_for_every_token_within_its_time():

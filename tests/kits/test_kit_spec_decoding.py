@@ -4,7 +4,7 @@ import pytest
 
 from numeric_client import NumericClient, likeliest
 from servematrix.gates.accept_length import Drafts
-from servematrix.kits import SpecDecodingMixin
+from servematrix.kits import SpecDecodingMixin, answers
 from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
 from servematrix.kits.spec_decoding import _drafts, _fast_enough
 
@@ -172,7 +172,8 @@ ACCOUNT = {"completion_tokens": 23, "spec_verify_ct": 10, "spec_accept_length": 
     ],
 )
 def test_an_account_is_read_under_both_names(more, expected):
-    assert _drafts({**ACCOUNT, **more}) == expected
+    account = answers.parse(answers.Account, {**ACCOUNT, **more})
+    assert _drafts(account, 23) == expected
 
 
 @pytest.mark.parametrize(
