@@ -153,6 +153,7 @@ def made(
         )
     if status is not None:
         run.write("end", exit_code=status)
+    run.become_latest()
     return run.folder
 
 

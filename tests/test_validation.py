@@ -181,6 +181,7 @@ def keep(
         )
     if status is not None:
         run.write("end", exit_code=status)
+    run.become_latest()
     kept.pack(run.folder, root / server.name)
 
 
