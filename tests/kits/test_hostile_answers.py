@@ -63,7 +63,7 @@ TESTS = [
     for name in sorted(vars(mixin))
     if name.startswith("test_")
 ]
-HANGING = ("stalled header", "stalled body", "dribbled", "continued")
+HANGING = ("stalled header", "stalled body", "dribbled", "continued", "endless")
 LIVE = "test_fwd_occupancy"
 """Needs a server that decodes while it is watched, and no other request at the time."""
 UNREAD = ("/health", "/health_generate", "/flush_cache")
