@@ -137,7 +137,9 @@ def _is_text(node: ast.expr) -> bool:
             return _is_text(one) or _is_text(other)
         case ast.Call(func=ast.Attribute(value=value, attr="join")):
             return _is_text(value)
-        case ast.Call(func=ast.Name(id="Table" | "Console" | "console") | ast.Attribute(attr="add_row")):
+        case ast.Call(
+            func=ast.Name(id="Table" | "Console" | "console") | ast.Attribute(attr="add_row")
+        ):
             return True
     return False
 
