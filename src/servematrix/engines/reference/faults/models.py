@@ -56,14 +56,15 @@ class _Distorted(LanguageModel):
 
     def logprob(self, state: State, token: int) -> float:
         """The true one and its error."""
-        return super().logprob(state, token) + self._error(state, token)
+        return self._off(super().logprob(state, token), state, token)
 
     def top(self, state: State, k: int) -> list[tuple[float, int]]:
         """The most probable tokens by what `logprob` says."""
         best = super().top(state, max(k, _CANDIDATES))
-        off = [(value + self._error(state, token), token) for value, token in best]
+        off = [(self._off(value, state, token), token) for value, token in best]
         return sorted(off, key=lambda pair: (-pair[0], pair[1]))[:k]
 
-    def _error(self, state: State, token: int) -> float:
+    def _off(self, value: float, state: State, token: int) -> float:
         node, length = state[0]
-        return random.Random(f"{node} {length} {token}").gauss(0.0, self._deviation)
+        error = random.Random(f"{node} {length} {token}").gauss(0.0, self._deviation)
+        return min(0.0, value + error)  # no probability is above 1
