@@ -134,7 +134,7 @@ def made(
 ) -> Path:
     """A run's folder as a run leaves it; `told` are tests and what they said."""
     run = records.Run.create(root, "x")
-    run.write("run", engine="sglang", simulated=simulated, gpus=[])
+    run.begin("run", engine="sglang", simulated=simulated, gpus=[])
     run.write("cell", cell=cell, startup_seconds=1.0, versions={"sglang": "0.5.16"}, gpus=[])
     if items is not None:
         path = run.attach("items", items)
@@ -153,7 +153,6 @@ def made(
         )
     if status is not None:
         run.write("end", exit_code=status)
-    run.become_latest()
     return run.folder
 
 

@@ -49,7 +49,7 @@ def test_a_record_names_no_file_outside_its_run(run: Run, way: str) -> None:
 
 
 def test_a_record_names_files_of_its_run(run: Run) -> None:
-    run.become_latest()
+    run.begin("run")
     path = run.attach("items", ["mine"])
     assert records.attached(run.folder, path) == ["mine"]
     assert records.attached(run.folder.parent / "latest", path) == ["mine"]
@@ -187,9 +187,8 @@ def test_latest_is_replaced_and_never_followed(tmp_path: Path) -> None:
     elsewhere.mkdir()
     (results / "latest").symlink_to(elsewhere)
     run = Run.create(results, "mine")
-    run.write("run")
+    run.begin("run")
     run.attach("x", {})
-    run.become_latest()
     assert list(elsewhere.iterdir()) == []
     assert (results / "latest").resolve() == run.folder.resolve()
 

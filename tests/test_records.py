@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,9 @@ def test_latest_points_to_the_run_started_last(tmp_path: Path) -> None:
     first = Run.create(tmp_path, "a")
     second = Run.create(tmp_path, "b(c=1)")
     assert first.folder != second.folder
-    first.become_latest()
+    first.begin("run")
     assert (tmp_path / "latest").resolve() == first.folder.resolve()
-    second.become_latest()
+    second.begin("run")
     assert (tmp_path / "latest").resolve() == second.folder.resolve()
 
 
@@ -180,3 +181,21 @@ def test_a_value_of_another_kind_is_named_with_its_line(tmp_path, kind, key, val
     (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with pytest.raises(RecordsError, match=f"line 2: key '{key}' is "):
         list(read(tmp_path))
+
+
+def test_latest_follows_runs_as_their_records_begin(tmp_path: Path) -> None:
+    runs = [Run.create(tmp_path, f"r{number}") for number in range(8)]
+    barrier = threading.Barrier(len(runs))
+
+    def start(run: Run) -> None:
+        barrier.wait(5)
+        run.begin("run")
+
+    threads = [threading.Thread(target=start, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    begun = {next(iter(read(run.folder)))["time"]: run.folder for run in runs}
+    assert len(begun) == len(runs)
+    assert (tmp_path / "latest").resolve() == begun[max(begun)].resolve()

@@ -460,8 +460,7 @@ def test_a_run_is_found_by_path_by_name_and_as_the_latest(tmp_path: Path) -> Non
     run = Run.create(tmp_path, "mine")
     with pytest.raises(EnvironmentProblem, match="nothing was recorded in"):
         resume.find(tmp_path, run.folder.name)
-    run.write("run")
-    run.become_latest()
+    run.begin("run")
     for named in (str(run.folder), run.folder.name, "latest", str(tmp_path / "latest")):
         assert resume.find(tmp_path, named) == run.folder
     with pytest.raises(EnvironmentProblem, match=f"no such run; the newest .*: {run.folder.name}"):

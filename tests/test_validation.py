@@ -166,7 +166,7 @@ def keep(
     kept.write(root / server.name, server)
     run = records.Run.create(root / "runs", "x")
     gpus = [{"uuid": "u", "name": gpu, "driver": "1.2"}] if gpu else []
-    run.write("run", engine="sglang", simulated=False, gpus=gpus)
+    run.begin("run", engine="sglang", simulated=False, gpus=gpus)
     used = ["u"] if gpu else []
     run.write("cell", startup_seconds=50.0, versions={"sglang": "0.5.16"}, gpus=used)
     trace = {"samples": [1.5] * 100}
@@ -181,7 +181,6 @@ def keep(
         )
     if status is not None:
         run.write("end", exit_code=status)
-    run.become_latest()
     kept.pack(run.folder, root / server.name)
 
 

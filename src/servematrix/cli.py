@@ -28,7 +28,7 @@ from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
-from servematrix.terminal import console, shown
+from servematrix.terminal import console, say
 from servematrix.validation import command as validation
 
 
@@ -36,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns an exit status of `exit_codes`."""
     options = _parser().parse_args(arguments)
     try:
+        if getattr(options, "json", False) and getattr(options, "markdown", False):
+            raise ConfigError("--json and --markdown are two forms of one table; leave one out")
         status: Exit = options.command(options)
     except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
-        told = _secrets(options).redact(str(problem))
-        print(f"servematrix: {shown(told)}", file=sys.stderr)
+        say(_secrets(options).redact(str(problem)))
         return Exit.USAGE
     except BrokenPipeError:
         # the reader of a pipe left early; Python would complain once more at exit

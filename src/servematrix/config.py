@@ -355,6 +355,14 @@ class Place:
         return True
 
 
+def suites_beside(directory: Path) -> Path:
+    """Return the folder of suites beside a folder of configurations; ConfigError without one."""
+    suites = directory.parent / "suites"
+    if not suites.is_dir():
+        raise ConfigError(f"{suites}: no such folder; the suites lie beside {directory}")
+    return suites
+
+
 def find_directory(start: Path, named: str | None = None) -> Path:
     """The folder `named`, else the nearest `configs/` at or above `start`.
 

@@ -68,9 +68,15 @@ def take_up(folder: Path) -> Held:
         return Held(folder, lock, _clean(folder.parent))
 
 
-def point(folder: Path) -> None:
-    """Let `latest` point to a run's folder. Raises OSError and Busy."""
+@contextmanager
+def latest(folder: Path) -> Iterator[None]:
+    """Let `latest` point to a run's folder once the run's start is recorded within the context.
+
+    Under the lock of the root, so that runs follow one another in `latest` as in their records.
+    Raises OSError and Busy.
+    """
     with _alone(folder.parent):
+        yield
         pointer = folder.parent / f"{_POINTER}{secrets.token_hex(4)}"
         pointer.symlink_to(folder.name)
         pointer.replace(folder.parent / LATEST)

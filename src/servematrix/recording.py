@@ -60,8 +60,7 @@ class Recording:
             return
         if folder is None:
             self.records = Run.create(root, "+".join(plan.options.selections), hidden)
-            self.records.write("run", **header)
-            self.records.become_latest()
+            self.records.begin("run", **header)
         else:
             self.records, self.kept = resume.take_up(folder, header, hidden)
         # pytest's own --strict

@@ -93,10 +93,14 @@ class Run:
         except OSError as error:
             raise RecordsError(f"cannot take up {folder}: {_told(error)}") from error
 
-    def become_latest(self) -> None:
-        """Let `latest` point to this run; RecordsError when the disk does not take it."""
+    def begin(self, kind: str, **fields: Any) -> None:
+        """Record the start, and let `latest` point to this run.
+
+        RecordsError when the disk does not take it.
+        """
         try:
-            folders.point(self.folder)
+            with folders.latest(self.folder):
+                self.write(kind, **fields)
         except (OSError, Busy) as error:
             raise RecordsError(f"cannot point to {self.folder}: {_told(error)}") from error
 
@@ -279,4 +283,4 @@ def _encoded(value: object) -> str:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

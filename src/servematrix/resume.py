@@ -140,10 +140,9 @@ def take_up(folder: Path, header: Record, hidden: Secrets) -> tuple[Run, Kept]:
     run = Run.take_up(folder, hidden)
     kept = read(folder, header, hidden)
     again = list(kept.again)
-    run.write(
+    run.begin(
         "resume", command=header["command"], pid=header["pid"], kept=len(kept.verdicts), again=again
     )
-    run.become_latest()
     return run, kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from servematrix.client import Client, ClientError, TimedOut, Unreachable
 from servematrix.engines.base import Server
@@ -34,6 +35,7 @@ class ServedCell:
         self.simulated = "reference" in self.versions
         self._client = Client(server.base_url, api_key=api_key, timeout=10)
         self.model = self._served_model()
+        self._info = self._told()
 
     @property
     def answers(self) -> str:
@@ -45,10 +47,7 @@ class ServedCell:
 
         Only arguments that it names are compared; one that somebody else started may differ.
         """
-        try:
-            info = self._client.server_info()
-        except ClientError:
-            return []
+        info = self._info
         arguments = spelled_for("", self.planned.config.arguments)
         found = []
         for name, wanted in arguments.items():
@@ -61,11 +60,7 @@ class ServedCell:
 
     def secrets(self) -> list[str]:
         """Keys that the server repeats to whoever asks for its arguments."""
-        try:
-            info = self._client.server_info()
-        except ClientError:
-            return []
-        named = (value for name, value in info.items() if is_secret_flag(name))
+        named = (value for name, value in self._info.items() if is_secret_flag(name))
         return [value for value in named if isinstance(value, str)]
 
     def death(self) -> str | None:
@@ -91,6 +86,12 @@ class ServedCell:
         except ClientError:
             return True
         return True
+
+    def _told(self) -> Mapping[str, Any]:
+        try:
+            return self._client.server_info()
+        except ClientError:
+            return {}
 
     def _served_model(self) -> str:
         try:

@@ -46,8 +46,8 @@ class MatrixSession:
         self._baselines = _baselines(config, self.plan, self._secrets)
         self._suites_met: set[str] = set()
         self._check_workers()
-        found = {cell: one for cell, one in self._baselines.items() if isinstance(one, Found)}
-        held_to = {cell: one.record() for cell, one in found.items()}
+        found = {cell.id: self._held_to(cell) for cell in self.plan.cells}
+        held_to = {cell: one.record() for cell, one in found.items() if one is not None}
         recording = Recording(config, self.plan, held_to, self._secrets)
         config.pluginmanager.register(recording)
         self._records, self._kept = recording.records, recording.kept

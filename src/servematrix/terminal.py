@@ -9,6 +9,7 @@ imports this too.
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def shown(text: str, most: int | None = None) -> str:
 def line(text: str, most: int | None = MOST) -> str:
     r"""Return a text as one line: as `shown`, and breaks are escaped too."""
     return shown(text, most).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def say(told: str) -> None:
+    """Tell a person on standard error how a command goes on; its output proper is elsewhere."""
+    print(f"servematrix: {shown(told)}", file=sys.stderr)
 
 
 def console(*, width: int | None = None, at_least: int = 0) -> Console:

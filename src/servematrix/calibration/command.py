@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from servematrix.exit_codes import Exit
 from servematrix.gates.proportions import ALPHA
 from servematrix.gates.throughput import FEWEST_RUNS, extrapolated
 from servematrix.interrupts import end_in_good_order
-from servematrix.terminal import shown
+from servematrix.terminal import say
 from servematrix.validation.running import add_run_options, guarded_run, pytest_command
 
 _REPEATS = 5
@@ -68,15 +67,15 @@ def calibrate(options: argparse.Namespace) -> Exit:
         known = {cell: [measured.read(one, cell) for one in bad] for cell in by_cell}
         for cell, runs in by_cell.items():
             path = building.build(runs, known[cell], root, options.alpha)
-            _say(f"wrote {baselines.at(path).described()}; {_checked(bad)}")
+            say(f"wrote {baselines.at(path).described()}; {_checked(bad)}")
             _, told = building.items_of(runs[0])
             if told is not None:
-                _say(f"{path}: {told}")
+                say(f"{path}: {told}")
     except Refused as problem:
-        _say(f"no baseline: {problem}")
+        say(f"no baseline: {problem}")
         return Exit.FAILED
     except KeyboardInterrupt:
-        _say("interrupted; no baseline was written")
+        say("interrupted; no baseline was written")
         return Exit.INTERRUPTED
     return Exit.PASSED
 
@@ -93,7 +92,7 @@ def _repeats(options: argparse.Namespace) -> int:
             f"{repeats} runs: a baseline needs {FEWEST_RUNS} or more, to know their spread"
         )
     if extrapolated(repeats, options.alpha):
-        _say(
+        say(
             f"risk {options.alpha:g} is below 1/{repeats + 1}: thresholds rest on the assumption"
             " of a normal distribution, and the baseline says so (extrapolated)"
         )
@@ -116,9 +115,7 @@ def _earlier(options: argparse.Namespace) -> dict[str, list[Measured]]:
 
 def _run(options: argparse.Namespace, folder: Path, repeats: int) -> dict[str, list[Measured]]:
     """Run the configuration `repeats` times; the first run that is not healthy ends it."""
-    suites = folder.parent / "suites"
-    if not suites.is_dir():
-        raise ConfigError(f"{suites}: no such folder; the suites lie beside {folder}")
+    suites = configs.suites_beside(folder)
     # what is wrong with the options is told before anything is started
     plan = run.plan(
         run.Options.read(
@@ -136,7 +133,7 @@ def _run(options: argparse.Namespace, folder: Path, repeats: int) -> dict[str, l
     end_in_good_order()
     by_cell: dict[str, list[Measured]] = {cell.id: [] for cell in plan.cells if not cell.unfit}
     for number in range(1, repeats + 1):
-        _say(f"[{number}/{repeats}] {', '.join(by_cell)}")
+        say(f"[{number}/{repeats}] {', '.join(by_cell)}")
         results, output = root / f"{number}", root / f"{number}.txt"
         if results.exists():
             raise ConfigError(f"--results {root}: has runs of a calibration; name another folder")
@@ -156,7 +153,3 @@ def _run(options: argparse.Namespace, folder: Path, repeats: int) -> dict[str, l
 
 def _checked(bad: Sequence[Path]) -> str:
     return f"{len(bad)} known-bad runs do not pass it" if bad else "no known-bad run was given"
-
-
-def _say(line: str) -> None:
-    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

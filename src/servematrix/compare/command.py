@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,7 @@ from servematrix.compare.runs import Run
 from servematrix.config import ConfigError, nearest
 from servematrix.exit_codes import Exit
 from servematrix.gates.difference import QUANTITIES
-from servematrix.terminal import shown
+from servematrix.terminal import say
 from servematrix.validation.running import add_run_options
 from servematrix.validation.table import SIMULATED
 
@@ -67,8 +66,6 @@ def compare(options: argparse.Namespace) -> Exit:
 
     Progress and the last line go to stderr, so that stdout is the table alone.
     """
-    if options.json and options.markdown:
-        raise ConfigError("--json and --markdown are two forms of one table; leave one out")
     if options.accept is not None and not options.accept.strip():
         raise ConfigError("--accept: the change has a name, such as 'fp8 KV cache'")
     settings = Settings(options.accept, _margins(options.margin))
@@ -107,7 +104,7 @@ def _measured(options: argparse.Namespace, settings: Settings) -> Exit:
     root = options.out or Path("results") / f"compare-{now:%Y%m%d-%H%M%S}"
     if root.exists() and any(root.iterdir()):
         raise ConfigError(f"--out {root}: has files already; name another folder")
-    found = live.measure(sides, rounds, root, _say)
+    found = live.measure(sides, rounds, root, say)
     code = _print(
         found.runs["A"],
         found.runs["B"],
@@ -116,7 +113,7 @@ def _measured(options: argparse.Namespace, settings: Settings) -> Exit:
         Exit.INTERRUPTED if found.interrupted else None,
         told={side.name: side.told for side in sides},
     )
-    _say(f"records in {root}")
+    say(f"records in {root}")
     return code
 
 
@@ -158,10 +155,10 @@ def _print(
     if a and b and not (a[0].problem or b[0].problem):
         for name, cells in differences.only_one(a[0], b[0]).items():
             if cells:
-                _say(f"only {name} has {', '.join(cells)}: compared with nothing")
+                say(f"only {name} has {', '.join(cells)}: compared with nothing")
     if len({run.gpus for run in (*a, *b) if not run.problem}) > 1:
-        _say("not all runs were on the same GPU: their speeds may differ for that alone")
-    _say(table.last_line(rows, code))
+        say("not all runs were on the same GPU: their speeds may differ for that alone")
+    say(table.last_line(rows, code))
     return code
 
 
@@ -171,7 +168,3 @@ def _answered(side: Sequence[Run], asked: str) -> str:
     note = f" ({SIMULATED})" if any(run.simulated for run in side) else ""
     runs_told = f", {len(side)} runs" if len(side) > 1 else ""
     return f"{asked or side[0].folder}: {answered or 'no server answered'}{note}{runs_told}"
-
-
-def _say(line: str) -> None:
-    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

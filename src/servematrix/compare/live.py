@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from servematrix import config as configs
 from servematrix import run
 from servematrix.changes import told
 from servematrix.compare import runs
@@ -47,9 +48,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[Side]:
     `folder` has the configurations, and the suites lie beside it. ConfigError or EnvironmentProblem
     for bad usage, and where one side would be simulated and the other not.
     """
-    suites = folder.parent / "suites"
-    if not suites.is_dir():
-        raise ConfigError(f"{suites}: no such folder; the suites lie beside {folder}")
+    suites = configs.suites_beside(folder)
     prepared = [_side(name, options, folder, os.path.relpath(suites)) for name in "AB"]
     if prepared[0][1] != prepared[1][1]:
         raise EnvironmentProblem(

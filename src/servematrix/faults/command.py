@@ -23,7 +23,7 @@ from servematrix.gates.proportions import ALPHA
 from servematrix.gates.throughput import FEWEST_RUNS
 from servematrix.interrupts import end_in_good_order
 from servematrix.records import RecordsError
-from servematrix.terminal import shown
+from servematrix.terminal import say
 from servematrix.validation.running import Command, guarded_run
 
 _START_SECONDS: Final = 6.0
@@ -58,8 +58,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def faults(options: argparse.Namespace) -> Exit:
     """List the faults, or print their matrix on stdout; what went wrong goes to stderr."""
-    if options.json and options.markdown:
-        raise ConfigError("--json and --markdown are two forms of one table; leave one out")
     if options.run and options.matrix is not None:
         raise ConfigError("--run makes records and --matrix reads them; leave one out")
     all_known = known.load()
@@ -73,12 +71,12 @@ def faults(options: argparse.Namespace) -> Exit:
     try:
         folder, whole = _run(options, all_known, chosen)
     except KeyboardInterrupt:
-        _say("interrupted; --matrix RUN draws what there is")
+        say("interrupted; --matrix RUN draws what there is")
         return Exit.INTERRUPTED
     if folder is None:
         return Exit.USAGE
     code = _print(_read(folder), all_known, options, whole=whole)
-    _say(f"exit {int(code)}; {time.monotonic() - began:.0f} s; records in {folder}")
+    say(f"exit {int(code)}; {time.monotonic() - began:.0f} s; records in {folder}")
     return code
 
 
@@ -90,9 +88,7 @@ def _run(
     KeyboardInterrupt where a person interrupted it.
     """
     source = configs.find_directory(Path.cwd(), options.configs)
-    suites = source.parent / "suites"
-    if not suites.is_dir():
-        raise ConfigError(f"{suites}: no such folder; the suites lie beside {source}")
+    suites = configs.suites_beside(source)
     now = datetime.datetime.now().astimezone()
     root = options.out or Path("results") / f"faults-{now:%Y%m%d-%H%M%S}"
     if root.exists():
@@ -106,9 +102,9 @@ def _run(
     command += ["--engine", "reference", "--start-deadline", str(_START_SECONDS)]
     for fault in chosen:
         if fault.baseline:
-            _say(f"{FEWEST_RUNS} healthy runs, as a baseline for {fault.name}")
+            say(f"{FEWEST_RUNS} healthy runs, as a baseline for {fault.name}")
             _calibrate(command, fault, root)
-    _say(f"{len(chosen)} faults, {healthy} healthy runs; output in {root / 'output.txt'}")
+    say(f"{len(chosen)} faults, {healthy} healthy runs; output in {root / 'output.txt'}")
     baselines = root / "baselines"
     command += ["--config", "all", "-n", str(options.workers or _cores()), "-q"]
     command += ["--baselines", str(baselines)] if baselines.is_dir() else ["--no-baseline"]
@@ -139,7 +135,7 @@ def _made(command: Sequence[str], results: Path, output: str) -> Path | None:
     latest = results / "latest"
     if latest.exists():
         return latest.resolve()
-    _say(f"the run ended ({ending}): {last_lines(results / output, _SHOWN_LINES)}")
+    say(f"the run ended ({ending}): {last_lines(results / output, _SHOWN_LINES)}")
     return None
 
 
@@ -159,13 +155,9 @@ def _print(found: Matrix, all_known: Known, options: argparse.Namespace, *, whol
     if options.against is not None:
         problems += found.changes(table.parse(options.against))
     for problem in problems:
-        _say(problem)
+        say(problem)
     return Exit.FAILED if problems else Exit.PASSED
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _say(line: str) -> None:
-    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

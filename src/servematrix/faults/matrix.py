@@ -11,6 +11,7 @@ from servematrix import records
 from servematrix.engines.reference.faults.catalogue import CATALOGUE
 from servematrix.faults.cells import HEALTHY
 from servematrix.faults.known import CATCHERS, FILE, KITS, LAUNCH, SHUTDOWN, Known
+from servematrix.gates.proportions import upper_bound
 from servematrix.gates.verdict import SEVERITY
 from servematrix.records import RecordsError
 
@@ -46,7 +47,7 @@ class Healthy:
         """
         if self.alarms or not self.runs:
             return None
-        return float(1.0 - (1.0 - CONFIDENCE) ** (1.0 / self.runs))
+        return float(upper_bound(0, self.runs, 1.0 - CONFIDENCE))
 
 
 @dataclass(frozen=True)

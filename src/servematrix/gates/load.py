@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from servematrix.gates.proportions import upper_bound
 from servematrix.gates.text import quote
 from servematrix.gates.verdict import Number, Verdict
 
@@ -72,7 +73,7 @@ def all_served(problems: Sequence[str], asked: int) -> Verdict:
         return Verdict("error", rule, "nothing was asked", numbers)
     power = 1.0 - (1.0 - SMALLEST_RATE) ** asked
     if not problems:
-        bound = 1.0 - 0.05 ** (1.0 / asked)
+        bound = float(upper_bound(0, asked, 0.05))
         numbers["rate_at_most"] = bound
         reason = f"none was dropped: the rate is at most {100 * bound:.2g} % (95 % confidence)"
         return Verdict("pass", rule, reason, numbers, power=power)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from servematrix.redaction import Secrets
 from servematrix.replay import judging, reading
 from servematrix.replay.judging import Judged, Settings
 from servematrix.replay.reading import Items, RecordingError
-from servematrix.terminal import line, shown
+from servematrix.terminal import line, say
 
 _ENGINE = "sglang"
 
@@ -48,12 +47,12 @@ def replay(options: argparse.Namespace) -> Exit:
                 print(_json(one, settings) if options.json else _line(one), flush=True)
         except RecordingError as problem:
             unread += 1
-            _say(str(problem))
+            say(str(problem))
     status = _status(counts, unread)
     told = [f"{number} {name}" for name, number in sorted(counts.items())]
     if unread:
         told.append(f"{unread} of {len(options.files)} files not judged")
-    _say(f"exit {int(status)} ({status.meaning}): {', '.join(told)}; limits: {settings.source}")
+    say(f"exit {int(status)} ({status.meaning}): {', '.join(told)}; limits: {settings.source}")
     return status
 
 
@@ -127,7 +126,3 @@ def _status(counts: Counter[str], unread: int) -> Exit:
     if counts["inconclusive"] or not counts["pass"]:
         return Exit.INCONCLUSIVE
     return Exit.PASSED
-
-
-def _say(told: str) -> None:
-    print(f"servematrix: {shown(told)}", file=sys.stderr, flush=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import sys
 from pathlib import Path
 
 from servematrix import config as configs
 from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError
-from servematrix.terminal import shown
+from servematrix.terminal import say
 from servematrix.validation import kept, running, servers, table
 from servematrix.validation.kept import Row
 
@@ -44,8 +43,6 @@ def validate(options: argparse.Namespace) -> Exit:
 
     Progress and the last line go to stderr, so that stdout is the table alone.
     """
-    if options.json and options.markdown:
-        raise ConfigError("--json and --markdown are two forms of one table; leave one out")
     if options.kept is not None:
         return _print(_kept(options), options, options.kept)
     known = servers.load()
@@ -63,12 +60,12 @@ def validate(options: argparse.Namespace) -> Exit:
     rows: list[Row] = []
     ended: Exit | None = None
     try:
-        for row in running.run_all(prepared, root, _say):
+        for row in running.run_all(prepared, root, say):
             rows.append(row)
     except KeyboardInterrupt:
         ended = Exit.INTERRUPTED
     except RecordsError as error:
-        _say(str(error))
+        say(str(error))
         ended = Exit.USAGE
     return _print(rows, options, root, ended)
 
@@ -87,9 +84,5 @@ def _print(
         table.programs(rows)
     elif rows:
         (table.markdown if options.markdown else table.plain)(rows)
-    _say(f"{table.last_line(rows, code)}; records in {root}")
+    say(f"{table.last_line(rows, code)}; records in {root}")
     return code
-
-
-def _say(line: str) -> None:
-    print(f"servematrix: {shown(line)}", file=sys.stderr, flush=True)

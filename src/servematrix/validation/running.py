@@ -67,9 +67,7 @@ def prepare(
     `folder` has the configurations, and the suites lie beside it. ConfigError or EnvironmentProblem
     for bad usage; where only some servers do not fit this machine, they are prepared as not run.
     """
-    suites = folder.parent / "suites"
-    if not suites.is_dir():
-        raise ConfigError(f"{suites}: no such folder; the suites lie beside {folder}")
+    suites = configs.suites_beside(folder)
     prepared: list[Prepared] = []
     misfits: list[EnvironmentProblem] = []
     for server in servers:
