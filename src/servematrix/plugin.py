@@ -90,6 +90,25 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "--gpu-deadline",
+        {
+            "type": float,
+            "default": 3600.0,
+            "metavar": "SECONDS",
+            "help": "how long a cell may wait for its GPUs (3600; 0: not at all)",
+        },
+    ),
+    (
+        "--retry-errors",
+        {
+            "type": int,
+            "default": 0,
+            "metavar": "N",
+            "help": "launch again, up to N times, where the machine was at fault: no free GPU, a "
+            "stranger on it, a download that was cut; a failed gate is never run again",
+        },
+    ),
+    (
         "--api-key-env",
         {
             "metavar": "NAME",
@@ -175,6 +194,20 @@ def pytest_configure(config: pytest.Config) -> None:
     except (ConfigError, EnvironmentProblem, RecordsError) as problem:
         secrets = run.secrets(option.servematrix_set, option.api_key_env)
         raise pytest.UsageError(shown(secrets.redact(str(problem)))) from problem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """`-n auto` is a worker for each visible GPU; without a GPU, or a matrix, xdist decides."""
+    if not config.option.servematrix_config:
+        return None
+    from servematrix import gpus
+    from servematrix.engines.base import EnvironmentProblem
+
+    try:
+        return len(gpus.visible()) or None
+    except EnvironmentProblem as problem:
+        raise pytest.UsageError(str(problem)) from problem
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem, Launch
 from servematrix.engines.embedded import SIMULATED
 from servematrix.gpus import Gpu, Requirement
+from servematrix.gpus.pretend import NUMBER
 from servematrix.matrix import Cell
 from servematrix.records import file_name
 from servematrix.redaction import Secrets
@@ -42,6 +43,10 @@ class Options:
     gpus: str | None = None
     port: int = 0
     start_deadline: float | None = None
+    gpu_deadline: float = 3600.0
+    """Seconds that a cell may wait for its GPUs."""
+    retry_errors: int = 0
+    """How often a launch is tried again that failed because of the machine."""
     api_key_env: str | None = None
     hellaswag: str | None = None
     dry: bool = False
@@ -85,6 +90,9 @@ class PlannedCell:
     cell: Cell
     config: Configuration
     gpus: tuple[Gpu, ...]
+    """As many as it needs: the first that fit, and those of its lease once it has one."""
+    candidates: tuple[Gpu, ...] = ()
+    """All that fit and are of the same kind: the lease may be of any of them."""
     unfit: str | None = None
     """Why this cell cannot run here: the engine or the GPUs do not suit it; None where it can."""
 
@@ -225,10 +233,15 @@ def _check(options: Options) -> None:
         )
     if options.start_deadline is not None and options.start_deadline <= 0:
         raise EnvironmentProblem(f"--start-deadline {options.start_deadline:g}: must be over 0 s")
+    if options.gpu_deadline < 0:
+        raise EnvironmentProblem(f"--gpu-deadline {options.gpu_deadline:g}: must not be below 0 s")
+    if options.retry_errors < 0:
+        raise EnvironmentProblem(f"--retry-errors {options.retry_errors}: a number from 0")
     if options.hellaswag is not None and not Path(options.hellaswag).is_file():
         raise EnvironmentProblem(f"--hellaswag {options.hellaswag}: no such file")
     if options.base_url is None:
-        if options.gpus and options.engine in ("sglang-cpu", "reference"):
+        pretend = options.engine == "reference" and NUMBER in os.environ
+        if options.gpus and options.engine in ("sglang-cpu", "reference") and not pretend:
             raise EnvironmentProblem(
                 f"--gpus is about GPUs, and --engine {options.engine} uses none; leave one out"
             )
@@ -256,16 +269,24 @@ def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu
     misfit = _misfit(config, engine)
     if misfit:
         return PlannedCell(cell, config, (), unfit=f"{cell.id}: {misfit}")
-    if engine.name != "sglang" or (options.dry and not visible):
+    if not _takes_gpus(engine, config, visible) or (options.dry and not visible):
         return PlannedCell(cell, config, ())
     try:
-        chosen = gpus.select(visible, options.gpus, _requirement(config))
+        fitting = gpus.candidates(visible, options.gpus, _requirement(config))
     except EnvironmentProblem as problem:
         return PlannedCell(cell, config, (), unfit=f"{cell.id}: {problem}")
-    # overrides may depend on the GPU, which is known only now
-    place = _place(engine.name, chosen)
+    # overrides may depend on the GPU, whose kind is known only now
+    place = _place(engine.name, fitting)
     config = configs.resolve(cell.config, cell.axis, place, options.assignments)
-    return PlannedCell(cell, config, chosen)
+    return PlannedCell(cell, config, fitting[: config.requires.gpus], fitting)
+
+
+def _takes_gpus(engine: Engine, config: Configuration, visible: Sequence[Gpu]) -> bool:
+    """Whether a cell takes GPUs; the embedded server takes pretend ones, so that it shows how."""
+    pretend = any(gpu.vendor == "pretend" for gpu in visible)
+    return engine.name == "sglang" or (
+        engine.name == "reference" and pretend and config.requires.gpus > 0
+    )
 
 
 def _misfit(config: Configuration, engine: Engine) -> str | None:
@@ -300,6 +321,8 @@ def _requirement(config: Configuration) -> Requirement:
 
 def _place(engine: str, gpus: Sequence[Gpu]) -> Place:
     gpu = gpus[0]
+    if gpu.vendor == "pretend":
+        return Place(engine)
     capability = gpu.compute_capability
     return Place(
         engine=engine,

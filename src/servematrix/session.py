@@ -7,7 +7,7 @@ for the cells that it is given.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from servematrix import baselines, run
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
-from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
+from servematrix.engines.base import EnvironmentProblem, ServerFailed
 from servematrix.exit_codes import Exit
-from servematrix.gpus import wait_until_free
+from servematrix.launching import Launched, Launcher
 from servematrix.recording import Recording
 from servematrix.records import RecordsError, Run
 from servematrix.redaction import Secrets
@@ -28,9 +28,6 @@ from servematrix.served import ServedCell
 from servematrix.suite import suite_of
 from servematrix.terminal import shown
 from servematrix.verdicts import SERVED, Verdicts
-
-FREE_SECONDS = 30.0
-"""For a GPU's memory to be free again after its server has ended; a second is usual."""
 
 
 class MatrixSession:
@@ -52,6 +49,7 @@ class MatrixSession:
         config.pluginmanager.register(recording)
         self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
+            self._launcher = Launcher(self.plan, self._records, self._say)
             self._verdicts = Verdicts(self._records)
             config.pluginmanager.register(self._verdicts)
 
@@ -62,15 +60,19 @@ class MatrixSession:
         return self._records
 
     def _check_workers(self) -> None:
-        """Under pytest-xdist each cell stays on one worker, and the workers share nothing."""
+        """Under pytest-xdist each cell stays on one worker, and leases keep GPUs apart."""
         option = self._config.option
         if not getattr(option, "numprocesses", None) and not hasattr(self._config, "workerinput"):
             return
-        if self.plan.engine.name != "reference" or self.options.port:
-            what = "--port" if self.options.port else f"engine {self.plan.engine.name}"
-            raise EnvironmentProblem(
-                f"-n with {what}: workers would meet on one server or GPU; run without -n"
-            )
+        shared = {
+            "--port": self.options.port and "workers would meet on one port",
+            "--base-url": self.options.base_url and "workers would meet on one server",
+            "engine sglang-cpu": self.plan.engine.name == "sglang-cpu"
+            and "servers that share cores are not measured for what they are",
+        }
+        for what, why in shared.items():
+            if why:
+                raise EnvironmentProblem(f"-n with {what}: {why}; run without -n")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -133,17 +135,14 @@ class MatrixSession:
         """A server of this cell, for as long as the context lasts."""
         if cell.unfit:
             pytest.skip(cell.unfit)
-        launch = cell.launch(
-            self.options,
-            log=self.records.unused(cell.slug, ".log"),
-            deadline=self.plan.start_deadline,
-        )
         try:
-            self.plan.engine.prepare(launch, self._say)
-            running = self.plan.engine.start(launch)
+            launched = self._launcher.launch(cell)
         except EnvironmentProblem as problem:
             pytest.exit(str(problem), returncode=Exit.USAGE)
+        except RecordsError as error:
+            give_up(error)
         try:
+            cell, running = launched.cell, launched.server
             served = ServedCell(cell, running, self._api_key)
             # a server that somebody else started has keys that nobody told us
             self._secrets.add(served.secrets())
@@ -151,7 +150,7 @@ class MatrixSession:
             another = self._kept.another(cell.id, served.answers)
             if another:
                 pytest.exit(another, returncode=Exit.USAGE)
-            self._record_cell(served, launch, differences)
+            self._record_cell(served, launched, differences)
             if differences:
                 told = f"{running.base_url} is not as configured: {'; '.join(differences)}"
                 if cell.cell.axis:
@@ -165,12 +164,7 @@ class MatrixSession:
                     self._say(f"{cell.id}: warning: {changed}")
             yield served
         finally:
-            left = running.stop()
-            kept = wait_until_free(cell.gpus, FREE_SECONDS)
-            if kept:
-                self._say(f"{cell.id}: {kept}")
-                self._record("shutdown", cell=cell.id, problem=kept)
-            if left:
+            for left in launched.end():
                 self._say(f"{cell.id}: {left}")
                 self._verdicts.left(cell.id, left)
 
@@ -206,11 +200,14 @@ class MatrixSession:
     def _say(self, line: str) -> None:
         """Show progress of what takes long, past pytest's capture."""
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
+        if reporter is None:
+            return
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.ensure_newline()
             reporter.write_line(f"servematrix: {shown(line)}")
 
-    def _record_cell(self, served: ServedCell, launch: Launch, differences: list[str]) -> None:
+    def _record_cell(self, served: ServedCell, launched: Launched, differences: list[str]) -> None:
         planned = served.planned
         held_to = self._held_to(planned)
         self._record(
@@ -221,9 +218,11 @@ class MatrixSession:
             in_place_of=list(planned.cell.in_place_of),
             gpus=[gpu.uuid for gpu in planned.gpus],
             command=served.server.command,
-            environment=self.plan.engine.environment(launch),
+            environment=self.plan.engine.environment(launched.launch),
             base_url=served.server.base_url,
             startup_seconds=round(served.server.startup_seconds, 3),
+            waited_seconds=round(launched.waited, 3),
+            attempt=launched.attempt,
             versions=served.versions,
             model=served.model,
             simulated=served.simulated,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ def test_the_server_is_pinned_to_its_gpus(fakes: Any, monkeypatch: pytest.Monkey
         "CUDA_VISIBLE_DEVICES": "5,2",
     }
     amd = fakes.launch(gpus=(gpu(1, "amd"),))
-    assert engine().environment(amd) == {"HIP_VISIBLE_DEVICES": "1"}
+    assert engine().environment(amd) == {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "1"}
+    cut = replace(gpu(5), uuid="MIG-1", parent="GPU-5")
+    pins = engine().environment(fakes.launch(gpus=(cut,)))
+    assert pins == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "MIG-1"}
     assert engine().environment(fakes.launch()) == {}
 
 

@@ -29,6 +29,13 @@ class ServerFailed(Exception):
     """
 
 
+class MachineFailed(ServerFailed):
+    """A server did not start for a reason that lies in the machine and may pass.
+
+    No GPU became free, a stranger held its memory, a download was cut. Only this may be retried.
+    """
+
+
 @dataclass(frozen=True)
 class Launch:
     """One server launch: everything an engine must know, nothing it must look up."""

@@ -24,6 +24,7 @@ from servematrix.engines.sglang_cpu.environment import (
     require_cpu_build,
 )
 from servematrix.gpus import Gpu
+from servematrix.gpus.pretend import NUMBER
 
 NAMES = ("auto", "sglang", "sglang-cpu", "reference")
 """What `--engine` takes; `auto` never takes the CPU for a GPU that is missing."""
@@ -50,6 +51,13 @@ def choose(
         return EmbeddedEngine("--engine reference was given")
     if engine == "sglang-cpu":
         return _sglang_cpu(server_python, sglang_version)
+    if any(gpu.vendor == "pretend" for gpu in gpus):
+        if engine == "sglang":
+            raise EnvironmentProblem(
+                f"--engine sglang needs a GPU, and {_seen(gpus)}: pretend ones, by {NUMBER}; unset "
+                "that, or take --engine reference"
+            )
+        return EmbeddedEngine(f"{_seen(gpus)}: pretend ones, by {NUMBER}")
     if not gpus:
         if engine == "sglang":
             raise EnvironmentProblem(f"--engine sglang needs a GPU, and {_no_gpu()}")

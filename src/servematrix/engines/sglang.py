@@ -76,12 +76,15 @@ class SglangEngine:
         over several GPUs (0.5.16: custom_all_reduce and quick_all_reduce), so UUIDs would end it.
         Positions on the whole machine mean the same card to everyone only in PCI bus order.
         """
-        devices = ",".join(str(gpu.device) for gpu in launch.gpus)
+        # a slice of a GPU has no position
+        named = [gpu.uuid if gpu.parent else str(gpu.device) for gpu in launch.gpus]
+        devices = ",".join(named)
         pins: dict[str, str] = {}
-        if any(gpu.vendor == "nvidia" for gpu in launch.gpus):
-            pins = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": devices}
+        if any(gpu.vendor == "amd" for gpu in launch.gpus):
+            # both: HIP takes the first, and some of what runs on it only the other
+            pins = {"HIP_VISIBLE_DEVICES": devices, "CUDA_VISIBLE_DEVICES": devices}
         elif launch.gpus:
-            pins = {"HIP_VISIBLE_DEVICES": devices}
+            pins = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": devices}
         path = launch.environment.get("PATH", os.environ.get("PATH", os.defpath))
         programs = str(self.python.parent)
         if self.python.is_absolute() and programs not in path.split(os.pathsep):
