@@ -37,8 +37,9 @@ def in_harness(session: nox.Session, *command: str) -> None:
     python = Path(session.cache_dir).parent / "harness" / "bin" / "python"
     # time to stop the servers and to say what was measured, when a person or CI gives up
     grace = {"interrupt_timeout": 20.0, "terminate_timeout": 20.0}
-    # so that what starts after the end of nox, however nox ended, sees that
-    end = {"SERVEMATRIX_NOX": str(os.getpid())}
+    # so that a run ends with nox, however nox ended; under `nox -j` there is one above this one
+    nox_ids = [os.getpid(), *([os.getppid()] if session.parallel else [])]
+    end = {"SERVEMATRIX_NOX": ",".join(map(str, nox_ids))}
     session.run(str(python), "-m", *command, external=True, env=end, **grace)
 
 
@@ -46,32 +47,32 @@ def serve(session: nox.Session, configuration: str) -> None:
     in_harness(session, "pytest", "suites", "--config", configuration, *session.posargs)
 
 
-@nox.session(venv_backend="none", requires=["harness"])
+@nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
 def stage_a(session: nox.Session) -> None:
     """Configuration `baseline` against all sanity kits."""
     serve(session, "baseline")
 
 
-@nox.session(venv_backend="none", requires=["harness"])
+@nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
 def eagle3(session: nox.Session) -> None:
     """The same kits with EAGLE3 speculation on."""
     serve(session, "eagle3")
 
 
-@nox.session(venv_backend="none", requires=["harness"])
+@nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
 @nox.parametrize("max_bs", MAX_BS, ids=[f"max_bs={value}" for value in MAX_BS])
 def cuda_graph(session: nox.Session, max_bs: int | str) -> None:
     """One CUDA-graph size, or CUDA graphs off."""
     serve(session, f"cuda_graph(max_bs={max_bs})")
 
 
-@nox.session(venv_backend="none", requires=["harness"])
+@nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
 def sm120(session: nox.Session) -> None:
     """fp16 and Triton attention for compute capability 12.0, plain and with EAGLE3."""
     serve(session, "sm120")
 
 
-@nox.session(venv_backend="none", requires=["harness"])
+@nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
 def matrix(session: nox.Session) -> None:
     """Every configuration."""
     serve(session, "all")

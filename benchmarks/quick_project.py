@@ -131,6 +131,11 @@ class Project:
         """The root of the run folders."""
         return self.folder / "project" / "results"
 
+    @property
+    def leases(self) -> Path:
+        """Where the runs keep their leases of two pretend GPUs."""
+        return self.folder / "leases"
+
     def _stand_in_for_the_harness(self) -> None:
         """Make nox's environment of this Python, as if it had been installed."""
         harness = self.folder / "project" / ".nox" / "harness"
@@ -142,9 +147,15 @@ class Project:
         about = f"{project} {sys.version} {(project / 'pyproject.toml').read_text()}"
         (harness / "harness.stamp").write_text(hashlib.sha256(about.encode()).hexdigest())
 
-    def start(self, mark: str, output: Path, *options: str) -> subprocess.Popen[bytes]:
-        """Start a run that carries a mark; what it prints goes to a file."""
-        command = [sys.executable, "-m", "nox", "-s", "stage_a", "--", "-v", "--config", "smollm2"]
+    def start(
+        self, mark: str, output: Path, *options: str, sessions: Sequence[str] = ("stage_a",)
+    ) -> subprocess.Popen[bytes]:
+        """Start a run that carries a mark; what it prints goes to a file.
+
+        Of several nox sessions two run at a time, each in a run of its own.
+        """
+        command = [sys.executable, "-m", "nox", *(["-j", "2"] if len(sessions) > 1 else [])]
+        command += ["-s", *sessions, "--", "-v", "--config", "smollm2"]
         command += ["--engine", "reference", "--set", 'suites=["quick"]']
         path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         inherited = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
@@ -153,6 +164,8 @@ class Project:
             "TMPDIR": str(self.folder / "tmp"),
             "PYTHONPATH": path.rstrip(os.pathsep),
             "COLUMNS": "200",
+            "SERVEMATRIX_FAKE_GPUS": "2",
+            "SERVEMATRIX_LEASES": str(self.leases),
         }
         with output.open("wb") as file:
             return subprocess.Popen(

@@ -27,6 +27,7 @@ from benchmarks.quick_project import END_SECONDS, POLL_SECONDS, Processes, Proje
 
 from servematrix import records
 from servematrix.exit_codes import Exit
+from servematrix.gpus import leases
 
 TARGETS: Final = ("nox", "pytest", "server", "guard", "worker")
 CLEAN_SECONDS: Final = 5.0
@@ -104,11 +105,11 @@ def killed(
         if hung_on_it is None:
             return None
         if target in ("nox", "pytest"):
-            left, seconds = await_the_end(run)
+            left, seconds = await_the_end(project, run)
         else:
             left, seconds = _await_all(hung_on_it)
             nox.wait(END_SECONDS)  # the run says what happened, and ends by itself
-            left += await_the_end(run)[0]
+            left += await_the_end(project, run)[0]
     finally:
         for pid in run.processes():
             with contextlib.suppress(ProcessLookupError):
@@ -153,7 +154,7 @@ def _run_folders(project: Project) -> list[Path]:
     return [path for path in project.results.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
-def await_the_end(run: Processes) -> tuple[list[str], float]:
+def await_the_end(project: Project, run: Processes) -> tuple[list[str], float]:
     """What of a run is left at the deadline, and the seconds until nothing was."""
     began = time.monotonic()
     while True:
@@ -161,6 +162,7 @@ def await_the_end(run: Processes) -> tuple[list[str], float]:
         seconds = time.monotonic() - began
         left = [f"{role} (pid {pid})" for pid, role in processes.items()]
         left += [f"port {port}" for port in ports]
+        left += [f"lease of {uuid}: {told}" for uuid, told in leases.held(project.leases).items()]
         if not left or seconds > CLEAN_SECONDS:
             return left, seconds
         time.sleep(POLL_SECONDS)

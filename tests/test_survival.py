@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from benchmarks import survival
 from benchmarks.quick_project import Processes, Project
 
-from servematrix import records
+from servematrix import interrupts, records
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,77 @@ def test_nothing_of_a_killed_run_is_left(survivor: Project, target: str, workers
     if target in ("nox", "pytest"):
         assert done.verdicts < len(survivor.tests), "it went on to its end as if nothing had been"
     assert done.resumed == ("completed" if resume else "")
+
+
+SESSIONS = ("stage_a", "cuda_graph(max_bs=1)", "cuda_graph(max_bs=8)")
+
+
+def test_sessions_of_nox_share_the_gpus(survivor: Project, tmp_path: Path) -> None:
+    before = set(survivor.results.glob("2*"))
+    output = tmp_path / "output.txt"
+    run = survivor.start("side-by-side", output, sessions=SESSIONS)
+    assert run.wait(survival.END_SECONDS) == 0, output.read_text()
+    made = [list(records.read(path)) for path in set(survivor.results.glob("2*")) - before]
+    assert len(made) == len(SESSIONS)
+    cells = [one for run in made for one in run if one["kind"] == "cell"]
+    assert {gpu for cell in cells for gpu in cell["gpus"]} == {"PRETEND-0000", "PRETEND-0001"}
+    spans = sorted((run[0]["time"], run[-1]["time"]) for run in made)
+    assert spans[1][0] < spans[0][1], "two ran at once"
+
+
+def test_killing_nox_ends_all_its_sessions(survivor: Project, tmp_path: Path) -> None:
+    mark = "killed-side-by-side"
+    nox = survivor.start(mark, tmp_path / "output.txt", sessions=SESSIONS)
+    run = Processes(mark, nox.pid)
+    try:
+        while [*run.processes().values()].count("server") < 2:
+            assert nox.poll() is None, (tmp_path / "output.txt").read_text()
+        pytests = [pid for pid, role in run.processes().items() if role == "pytest"]
+        for pid in pytests:
+            # each is told of the first nox too: the one between may go on without it
+            assert str(nox.pid) in psutil.Process(pid).environ()[interrupts.NOX].split(",")
+        nox.kill()
+        nox.wait()
+        left, _ = survival.await_the_end(survivor, run)
+        assert not left
+    finally:
+        for pid in run.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+WAITS = """
+import sys, time
+from servematrix.interrupts import end_in_good_order
+end_in_good_order()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1, None])
+def test_a_run_ends_with_any_nox_above_it(first_to_end: int | None) -> None:
+    above = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    ids = ",".join(str(one.pid) for one in above)
+    if first_to_end is None:  # before the run began
+        above[1].kill()
+        above[1].wait()
+    told = os.environ | {"NOX_CURRENT_SESSION": "stage_a", interrupts.NOX: ids}
+    run = subprocess.Popen([sys.executable, "-c", WAITS], env=told, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    try:
+        if first_to_end is not None:
+            run.stdout.readline()
+            assert run.poll() is None
+            above[first_to_end].kill()
+        assert run.wait(20) in (7, -signal.SIGINT), "interrupted, or before it could say so"
+    finally:
+        run.kill()
+        for one in above:
+            one.kill()
+            one.wait()
 
 
 def test_two_runs_at_once_do_not_disturb_each_other(project: Path) -> None:

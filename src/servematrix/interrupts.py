@@ -1,7 +1,6 @@
 """How a run is told to end: every way of asking becomes the interrupt of a person's Ctrl-C.
 
-And how it ends with what started it: the system tells a process that its parent is gone, unless it
-went before this was asked for, so that is looked at once more.
+And how it ends with what started it: nox, or under `nox -j` both that one and the one above it.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import threading
 from types import FrameType
@@ -18,7 +18,7 @@ import psutil
 from servematrix.engines.guard import PR_SET_PDEATHSIG
 
 NOX = "SERVEMATRIX_NOX"
-"""The variable in which nox gives its process id to what it runs."""
+"""The variable in which nox gives its process ids, with commas, to what it runs."""
 
 
 def end_in_good_order() -> None:
@@ -27,10 +27,9 @@ def end_in_good_order() -> None:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "NOX_CURRENT_SESSION" in os.environ:
-        _signal_at_end_of_parent(signal.SIGTERM)
-        nox = os.environ.get(NOX, "")
-        if nox.isdecimal() and _is_gone(int(nox)):
-            signal.raise_signal(signal.SIGTERM)
+        for nox in os.environ.get(NOX, "").split(","):
+            if nox.isdecimal():
+                threading.Thread(target=_end_after, args=(int(nox),), daemon=True).start()
 
 
 def end_workers_too() -> None:
@@ -54,13 +53,19 @@ def end_with(controller: int) -> None:
 
     By itself it would first wait for its test, some 5 to 15 seconds, and tell nobody of the result.
     """
-    _signal_at_end_of_parent(signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # it may have gone before that was asked for
     if _is_gone(controller):
         os._exit(1)
 
 
-def _signal_at_end_of_parent(number: signal.Signals) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+def _end_after(pid: int) -> None:
+    """Interrupt this process once another one has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        ended = select.poll()
+        ended.register(os.pidfd_open(pid), select.POLLIN)
+        ended.poll()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _is_gone(pid: int) -> bool:

@@ -87,9 +87,9 @@ def take(
     return _Taking(_folder(), candidates, number, holder, say).take(seconds)
 
 
-def held() -> dict[str, str]:
-    """Who holds a lease on this machine now, by the GPU's UUID, for people."""
-    folder = _folder()
+def held(folder: Path | None = None) -> dict[str, str]:
+    """Who holds a lease now, by the GPU's UUID, for people; in the machine's folder of leases."""
+    folder = folder or _folder()
     found = {}
     with _queue(folder):
         for path in sorted(folder.glob("gpu-*.lock")):
