@@ -25,6 +25,7 @@ from servematrix.records import RecordsError, Run
 from servematrix.redaction import Secrets
 from servematrix.reporter import give_up
 from servematrix.served import ServedCell
+from servematrix.side_by_side import SideBySide
 from servematrix.suite import suite_of
 from servematrix.terminal import shown
 from servematrix.verdicts import SERVED, Verdicts
@@ -52,6 +53,9 @@ class MatrixSession:
             self._launcher = Launcher(self.plan, self._records, self._say)
             self._verdicts = Verdicts(self._records)
             config.pluginmanager.register(self._verdicts)
+            # a server on two cores, or one of somebody else, is busy enough with one kit at a time
+            if self.plan.engine.name in ("sglang", "reference") and not config.option.maxfail:
+                config.pluginmanager.register(SideBySide(self._bind_ahead))
 
     @property
     def records(self) -> Run:
@@ -171,10 +175,10 @@ class MatrixSession:
     def bind(self, item: pytest.Item, instance: Any, served: ServedCell) -> None:
         """Give a suite's instance its server, its limits and its reporter.
 
-        Raises ServerFailed when the server is known to be dead.
+        Raises ServerFailed when the server is known to be dead, and the test has no verdict yet.
         """
         death = served.server.died()
-        if death:
+        if death and self._verdicts.reporter(item).concluded is None:
             raise ServerFailed(death)
         item.stash[SERVED] = served
         instance.base_url = served.server.base_url
@@ -191,6 +195,9 @@ class MatrixSession:
         held_to = self._held_to(served.planned)
         for name, value in held_to.attributes().items() if held_to else ():
             setattr(instance, name, value)
+
+    def _bind_ahead(self, item: pytest.Item, instance: Any) -> None:
+        self.bind(item, instance, item.stash[SERVED])
 
     def _held_to(self, cell: run.PlannedCell) -> Found | None:
         """The baseline of a cell, None where there is none that applies."""

@@ -77,7 +77,7 @@ class Verdicts:
         verdict = reporter.concluded
         if verdict is None:
             verdict = _verdict_of(report, error, death)
-            reporter.verdict(_kit_of(item), "", verdict)
+            reporter.verdict(kit_of(item), "", verdict)
             if report.passed:
                 report.outcome = "failed"
                 report.longrepr = f"{verdict.outcome}: {verdict.reason}"
@@ -91,7 +91,7 @@ class Verdicts:
             reporter.death(death or failure)
         real = served is None or not served.simulated
         report.user_properties += [
-            ("cell", _cell_of(item)),
+            ("cell", cell_of(item)),
             ("verdict", verdict.outcome),
             ("reason", verdict.reason),
             ("server", "failed" if failed else "real" if real else "simulated"),
@@ -112,7 +112,7 @@ class Verdicts:
         """What the kit of this test reports to."""
         if _REPORTER not in item.stash:
             item.stash[_REPORTER] = Reporter(
-                self._records, _cell_of(item), _test_of(item), item.nodeid
+                self._records, cell_of(item), _test_of(item), item.nodeid
             )
         return item.stash[_REPORTER]
 
@@ -128,7 +128,8 @@ def _verdict_of(
     return Verdict("error", "a test ends with a verdict of its own", shown(death or found, MOST))
 
 
-def _cell_of(item: pytest.Item) -> str:
+def cell_of(item: pytest.Item) -> str:
+    """The name of the cell that a test belongs to."""
     callspec = getattr(item, "callspec", None)
     return str(callspec.params["cell"].id) if callspec else "?"
 
@@ -137,7 +138,7 @@ def _test_of(item: pytest.Item) -> str:
     return str(getattr(item, "originalname", item.name))
 
 
-def _kit_of(item: pytest.Item) -> str:
+def kit_of(item: pytest.Item) -> str:
     """The kit that defines a test, where several kits share a suite class."""
     name = _test_of(item)
     for owner in getattr(item, "cls", object).__mro__:

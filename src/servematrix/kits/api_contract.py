@@ -21,46 +21,46 @@ class BasicAPIContractMixin(Kit):
     kit: ClassVar[str] = _KIT
     api_contract_timeout: float = 60.0
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_health(self) -> Verdict:
         """Guards against a server whose HTTP front is up and answers /health with an error."""
         self.client.health()
         return Verdict("pass", "/health answers 200", "status 200")
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_health_generate(self) -> Verdict:
         """Guards against a scheduler that accepts work and cannot finish a single token."""
         self.client.health_generate(timeout=self.api_contract_timeout)
         return Verdict("pass", "/health_generate answers 200", "status 200")
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_server_info(self) -> Verdict:
         """Guards against a server that hides its arguments or version from its operators."""
         return self.__conforms("/server_info", answers.ServerInfo, self.client.server_info())
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_get_server_info(self) -> Verdict:
         """Guards against losing the older path of the server's information."""
         info = self.client.server_info(old_path=True)
         return self.__conforms("/get_server_info", answers.ServerInfo, info)
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_model_info(self) -> Verdict:
         """Guards against a server that does not say which model it serves."""
         return self.__conforms("/model_info", answers.ModelInfo, self.client.model_info())
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_get_model_info(self) -> Verdict:
         """Guards against losing the older path of the model's information."""
         info = self.client.model_info(old_path=True)
         return self.__conforms("/get_model_info", answers.ModelInfo, info)
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_model_listing(self) -> Verdict:
         """Guards against OpenAI clients that find no model to ask for."""
         return self.__conforms("/v1/models", answers.ModelListing, self.client.models())
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_openai_chat_completion(self) -> Verdict:
         """Guards against a chat route, or a chat template, that gives no usable message."""
         body = self.client.chat(
@@ -74,7 +74,7 @@ class BasicAPIContractMixin(Kit):
         )
         return self.__completes("/v1/chat/completions", answers.ChatCompletion, body)
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_openai_completion(self) -> Verdict:
         """Guards against a completion route that drifts from the published schema."""
         body = self.client.completion(

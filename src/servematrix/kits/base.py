@@ -81,6 +81,7 @@ class Kit:
     _kit_running: tuple[str, str] | None = None
     _kit_client: Client | None = None
     _kit_secrets: Secrets | None = None
+    _kit_tell: Callable[[str], object] = staticmethod(print)
 
     @property
     def client(self) -> Client:
@@ -116,7 +117,7 @@ class Kit:
             # what a server answered stands in reasons, and it may know more than our own key
             rule, reason = map(self._kit_secrets.redact, (rule, reason))
         verdict = replace(verdict, rule=line(rule), reason=line(reason))
-        print(f"{kit}.{test}: {verdict.outcome}: {verdict.reason}")
+        self._kit_tell(f"{kit}.{test}: {verdict.outcome}: {verdict.reason}")
         if self.reporter is not None:
             self.reporter.verdict(kit, test, verdict)
         if verdict.outcome == "pass":
@@ -158,13 +159,15 @@ class Kit:
 
 
 def concludes(
-    kit: str, *, faults: Outcome = "fail"
+    kit: str, *, faults: Outcome = "fail", beside_others: bool = False
 ) -> Callable[[Callable[[K], Verdict]], Callable[[K], None]]:
     """Make a method that returns a verdict a test of `kit` which concludes with that verdict.
 
     The first paragraph of the docstring, which says what bug the test guards against, becomes part
     of the rule. A server that answers wrongly, or not in time, gives the outcome `faults`; one that
-    refuses our key, or does not answer at all, gives an error.
+    refuses our key, or does not answer at all, gives an error. `beside_others`: what the test finds
+    does not depend on what else the server does, so that other kits' tests of this sort may run
+    meanwhile.
     """
 
     def decorate(method: Callable[[K], Verdict]) -> Callable[[K], None]:
@@ -181,6 +184,7 @@ def concludes(
                 verdict = Verdict(_outcome(error, faults), guards, str(error))
             self.conclude(verdict)
 
+        test.beside_others = beside_others  # type: ignore[attr-defined]
         return test
 
     return decorate

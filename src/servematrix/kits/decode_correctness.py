@@ -67,52 +67,53 @@ class BasicDecodeCorrectnessMixin(Kit):
     sanity_max_new_tokens_short: int = 64
     sanity_max_new_tokens_long: int = 128
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     @_probe
     def test_capital_france(self) -> Verdict:
         """Guards against weights or attention so wrong that the commonest fact is lost."""
         return gate.contains(self.__answer(_PARIS), "paris")
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     @_probe
     def test_basic_math(self) -> Verdict:
         """Guards against numeric damage, such as quantisation, that fluent text would hide."""
         return gate.contains(self.__answer("Q: What is 17 multiplied by 23?\nA:"), "391")
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     @_probe
     def test_color_completion(self) -> Verdict:
         """Guards against a prefill that loses track of what the prompt listed."""
         prompt = "Painters start from three colors. The three primary colors are red, blue, and"
         return gate.contains(self.__answer(prompt), "yellow")
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     @_probe
     def test_ascii_ratio(self) -> Verdict:
         """Guards against token salad: weights loaded wrongly, or sampling from noise."""
         return gate.readable(self.__answer(_STORY, self.sanity_max_new_tokens_long))
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     @_probe
     def test_no_repetition_blowup(self) -> Verdict:
         """Guards against a KV cache or attention that makes the model loop on one phrase."""
         prompt = "Explain gravity in a few sentences. Gravity is"
         return gate.unrepetitive(self.__answer(prompt, self.sanity_max_new_tokens_long))
 
+    # alone: what shares its batch may turn a near tie
     @concludes(_KIT)
     @_probe
     def test_determinism_temp_zero(self) -> Verdict:
         """Guards against sampling at temperature zero, and a prefix cache that changes answers."""
         return gate.same(self.__answer(_PARIS), self.__answer(_PARIS))
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     @_probe
     def test_max_token_one(self) -> Verdict:
         """Guards against step counting that fails where prefill is followed by no decoding."""
         answer = self._kit_generate(_PARIS, 1, self.decode_correctness_timeout)
         return gate.one_token(answer.text, answer.meta_info.completion_tokens)
 
-    @concludes(_KIT)
+    @concludes(_KIT, beside_others=True)
     def test_stop_string(self) -> Verdict:
         """Guards against answers that run past the stop string that an application relies on."""
         whole = self.__answer(_STORY, _STOPPED_TOKENS)

@@ -46,7 +46,7 @@ class HellaswagMixin(Kit):
     hellaswag_accepted: str | None = None
     """Name of a change of numerics since the baseline that is wanted."""
 
-    @concludes(_KIT, faults="error")
+    @concludes(_KIT, faults="error", beside_others=True)
     def test_accuracy_floor(self) -> Verdict:
         """Guards against damage that every single prompt survives and that costs understanding."""
         try:
