@@ -43,6 +43,7 @@ class MatrixSession:
         config.pluginmanager.register(DiscreetReports(self._secrets))
         self._baselines = _baselines(config, self.plan, self._secrets)
         self._suites_met: set[str] = set()
+        self._side_by_side: SideBySide | None = None
         self._check_workers()
         found = {cell.id: self._held_to(cell) for cell in self.plan.cells}
         held_to = {cell: one.record() for cell, one in found.items() if one is not None}
@@ -55,7 +56,8 @@ class MatrixSession:
             config.pluginmanager.register(self._verdicts)
             # a server on two cores, or one of somebody else, is busy enough with one kit at a time
             if self.plan.engine.name in ("sglang", "reference") and not config.option.maxfail:
-                config.pluginmanager.register(SideBySide(self._bind_ahead))
+                self._side_by_side = SideBySide(self._bind_ahead)
+                config.pluginmanager.register(self._side_by_side)
 
     @property
     def records(self) -> Run:
@@ -175,11 +177,21 @@ class MatrixSession:
     def bind(self, item: pytest.Item, instance: Any, served: ServedCell) -> None:
         """Give a suite's instance its server, its limits and its reporter.
 
-        Raises ServerFailed when the server is known to be dead, and the test has no verdict yet.
+        Raises ServerFailed when the server is known to be dead, but for a test that began before.
         """
         death = served.server.died()
-        if death and self._verdicts.reporter(item).concluded is None:
+        if death and not (self._side_by_side and self._side_by_side.ends(item)):
             raise ServerFailed(death)
+        self._equip(item, instance, served)
+
+    def _bind_ahead(self, item: pytest.Item, instance: Any) -> None:
+        served = item.stash[SERVED]
+        death = served.server.died()
+        if death:
+            raise ServerFailed(death)
+        self._equip(item, instance, served)
+
+    def _equip(self, item: pytest.Item, instance: Any, served: ServedCell) -> None:
         item.stash[SERVED] = served
         instance.base_url = served.server.base_url
         instance.api_key = self._api_key
@@ -195,9 +207,6 @@ class MatrixSession:
         held_to = self._held_to(served.planned)
         for name, value in held_to.attributes().items() if held_to else ():
             setattr(instance, name, value)
-
-    def _bind_ahead(self, item: pytest.Item, instance: Any) -> None:
-        self.bind(item, instance, item.stash[SERVED])
 
     def _held_to(self, cell: run.PlannedCell) -> Found | None:
         """The baseline of a cell, None where there is none that applies."""

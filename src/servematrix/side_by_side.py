@@ -52,16 +52,13 @@ class SideBySide:
         """Note the tests that will be run."""
         self._items = session.items
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Wait for a test that began ahead: from here on its verdict is as good as told."""
+    def ends(self, item: pytest.Item) -> bool:
+        """Wait for a test that began ahead; False for one that did not."""
         future = self._ahead.get(item.nodeid)
-        if future is not None:
-            try:
-                future.result()
-            except KeyboardInterrupt:
-                self._over.set()
-                raise
+        if future is None:
+            return False
+        self._wait(future)
+        return True
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
@@ -70,11 +67,7 @@ class SideBySide:
             return None
         if pyfuncitem.nodeid not in self._ahead and not self._begin(pyfuncitem):
             return None
-        try:
-            ended = self._ahead[pyfuncitem.nodeid].result()
-        except KeyboardInterrupt:
-            self._over.set()
-            raise
+        ended = self._wait(self._ahead[pyfuncitem.nodeid])
         for line in ended.printed:
             print(line)
         if ended.problem is not None:
@@ -84,6 +77,13 @@ class SideBySide:
     def pytest_keyboard_interrupt(self) -> None:
         """Record nothing more: servers are stopped now."""
         self._over.set()
+
+    def _wait(self, future: Future[_Ended]) -> _Ended:
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            self._over.set()
+            raise
 
     def _begin(self, first: pytest.Function) -> bool:
         """Begin all tests that share the server with this one; False where no other kit does."""
