@@ -1,0 +1,1 @@
+"""What the matrix itself costs, where the servers cost nothing: pretend GPUs, simulated cells."""
