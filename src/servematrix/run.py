@@ -312,7 +312,7 @@ def _planned(
     if engine.name != "sglang" or (options.dry and not visible):
         return PlannedCell(cell, config, ())
     try:
-        chosen = gpus.select(visible, options.gpus, _requirement(config))
+        chosen = gpus.select(visible, options.gpus, requirement(config))
     except EnvironmentProblem as refused:
         return PlannedCell(cell, config, (), unfit=f"{cell.id}: {refused}")
     # overrides may depend on the GPU, which is known only now
@@ -337,7 +337,8 @@ def misfit(config: Configuration, engine: str) -> str | None:
     return None
 
 
-def _requirement(config: Configuration) -> Requirement:
+def requirement(config: Configuration) -> Requirement:
+    """What a configuration needs of its GPUs, as they are selected by."""
     requires = config.requires
     exact = requires.compute_capability and not requires.compute_capability.startswith(">=")
     capability = configs.capability(requires.compute_capability)
