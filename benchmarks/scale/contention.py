@@ -1,4 +1,4 @@
-"""Many processes that want the same few GPUs: does one ever meet another, and who waits how long?"""
+"""Many processes that want the same few GPUs: do two ever meet, and who waits how long?"""
 
 from __future__ import annotations
 

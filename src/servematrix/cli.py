@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from servematrix import config as configs
-from servematrix import matrix, run
+from servematrix import github, matrix, run
 from servematrix.calibration import command as calibration
 from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
@@ -24,6 +24,7 @@ from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
 from servematrix.faults import command as faulting
+from servematrix.merge import command as merging
 from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
@@ -85,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--gpus", metavar="LIST")
     planning.add_argument("--port", type=int, default=0)
     planning.add_argument("--api-key-env", metavar="NAME")
+    planning.add_argument("--shard", metavar="N/M", help="the cells of one shard of M alone")
+    planning.add_argument(
+        "--cell-durations", metavar="FILE", help="recorded durations (configs/durations.json)"
+    )
+    planning.add_argument(
+        "--github",
+        action="store_true",
+        help="a GitHub Actions matrix, one line of JSON: a job a cell, or a job a shard",
+    )
+    planning.add_argument("--shards", type=int, metavar="M", help="with --github: M jobs")
     validating = commands.add_parser(
         "validate", help="run servers of known state; do the kits tell them apart?"
     )
@@ -108,7 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     faulty.set_defaults(command=faulting.faults)
     faulting.add_options(faulty)
-    for command in (listing, planning, validating, replay, comparison, faulty):
+    merged = commands.add_parser(
+        "merge", help="several runs, such as the shards of a workflow, become one"
+    )
+    merged.set_defaults(command=merging.merge)
+    merging.add_options(merged)
+    for command in (listing, planning, validating, replay, comparison, faulty, merged):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
     return parser
@@ -161,13 +177,35 @@ def _plan(options: argparse.Namespace) -> Exit:
         configs_directory=configs.find_directory(Path.cwd(), options.configs),
         dry=True,
     )
+    if options.github or options.shards is not None:
+        return _github(asked, options)
     plan = run.plan(asked)
     engine = plan.engine
     rows: Any = plan.secrets().plain([_row(plan, cell) for cell in plan.cells])
     if options.json:
         print(json.dumps({"engine": engine.name, "reason": engine.reason, "cells": rows}, indent=2))
     else:
+        for line in plan.dealt.told() if plan.dealt else ():
+            print(line)
         _print_plan(engine, len(plan.visible), rows)
+    return Exit.PASSED
+
+
+def _github(asked: run.Options, options: argparse.Namespace) -> Exit:
+    """Print the matrix alone; what is in no job goes to stderr."""
+    if not options.github or options.json:
+        raise ConfigError("--shards is about --github, which has one form; leave out --json")
+    if options.engine == "auto":
+        raise ConfigError(
+            "--github: the machine that plans is not the one that runs; say what the jobs run, "
+            "such as --engine sglang"
+        )
+    if asked.shard is not None:
+        raise ConfigError("--github plans every job, and --shard is one of them; leave it out")
+    jobs, left_out = github.jobs(asked, options.shards)
+    for one in left_out:
+        say(f"in no job: {one}")
+    print(json.dumps({"include": jobs}))
     return Exit.PASSED
 
 
@@ -179,6 +217,7 @@ def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
         "in_place_of": list(cell.cell.in_place_of),
         "suites": cell.config.suites,
         "estimated_seconds": cell.config.estimated_seconds,
+        "recorded_seconds": _recorded(plan, cell),
         "gpus": [gpu.uuid for gpu in cell.gpus],
         "unfit": cell.unfit,
         "environment": plan.engine.environment(launch),
@@ -186,6 +225,11 @@ def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
         "gates": cell.config.gates.model_dump(exclude_none=True),
         "kits": cell.config.kits.model_dump(exclude_none=True),
     }
+
+
+def _recorded(plan: run.Plan, cell: run.PlannedCell) -> float | None:
+    found = plan.durations[cell.id]
+    return found.seconds if found.recorded else None
 
 
 def _print_plan(engine: Engine, visible: int, rows: Sequence[dict[str, Any]]) -> None:

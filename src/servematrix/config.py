@@ -424,9 +424,9 @@ def resolve(
     Placeholders `{axis_name}` in arguments, environment and suites are filled in. The result has no
     axis and no overrides; it is checked again as a whole.
     """
-    raw = config.model_dump(exclude_none=True, exclude_unset=True)
-    for key in ("overrides", "axis", "instead"):
-        raw.pop(key, None)
+    # an axis may have thousands of values, and this is done for each
+    others = {"overrides", "axis", "instead"}
+    raw = config.model_dump(exclude_none=True, exclude_unset=True, exclude=others)
     for override in config.overrides:
         if place.matches(override.when, axis):
             patch = override.model_dump(exclude_none=True, exclude_unset=True)

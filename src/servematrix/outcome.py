@@ -74,16 +74,23 @@ class Outcome:
         status = Exit(int(exitstatus))
         if status is Exit.NOTHING and self._kept:
             status = Exit.PASSED  # nothing is left to run
+        if status is Exit.NOTHING and not self._plan.cells:
+            status = Exit.PASSED  # more shards than cells are no fault of what is tested
         if status is Exit.PASSED and (self._counts["fail"] or self._counts["error"]):
             status = Exit.FAILED  # pytest knows nothing of a shutdown, nor of an earlier part
         if status in (Exit.PASSED, Exit.FAILED) and self._server_failed:
             status = Exit.SERVER
+        elif not self._plan.cells:
+            pass  # there is nothing to conclude from
         elif status is Exit.PASSED and self._strict and self._counts["not_applicable"]:
             status = Exit.FAILED
         elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._counts["pass"]):
             status = Exit.INCONCLUSIVE
+        stopped = bool(session.shouldfail or session.shouldstop)
         try:
-            self._records.write("end", exit_code=int(status), counts=dict(self._counts))
+            self._records.write(
+                "end", exit_code=int(status), counts=dict(self._counts), stopped=stopped
+            )
         except RecordsError as error:
             status = Exit.USAGE
             self._troubles["error", str(error)].append("records")
@@ -122,6 +129,8 @@ class Outcome:
     def _meaning(self) -> str:
         """The status in words; a run that only --strict failed says so."""
         assert self._exit is not None, "the session has ended"
+        if self._exit is Exit.PASSED and not self._plan.cells:
+            return "this shard has no cell"
         others = sum(self._counts[verdict] for verdict in ("fail", "error"))
         if self._exit is Exit.FAILED and self._strict and not others:
             return f"--strict: {self._counts['not_applicable']} not applicable, which is no pass"

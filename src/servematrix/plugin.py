@@ -59,6 +59,20 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "--shard",
+        {
+            "metavar": "N/M",
+            "help": "run the cells of one shard of M, dealt by recorded durations, such as 2/4",
+        },
+    ),
+    (
+        "--cell-durations",
+        {
+            "metavar": "FILE",
+            "help": "recorded durations of cells (configs/durations.json)",
+        },
+    ),
+    (
         "--results",
         {
             "metavar": "DIR",
@@ -152,6 +166,7 @@ _TELLTALE = (
     "gpus",
     "model",
     "resume",
+    "shard",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from servematrix import __version__
+from servematrix import __version__, changes
 from servematrix import config as configs
 from servematrix.engines.base import Engine
 from servematrix.gpus import Gpu
@@ -38,6 +38,8 @@ def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
         "git_commit": git_commit(root),
         "git_changes": git_changes(root),
         "configurations": {cell.id: configs.digest(cell.config, hidden) for cell in plan.cells},
+        "changes": [changes.told(one) for one in options.assignments],
+        "shard": options.shard,
         "base_url": options.base_url,
         "hellaswag": options.hellaswag,
         "hellaswag_sha256": _sha256(options.hellaswag),

@@ -46,6 +46,7 @@ _TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "verdict": dict.fromkeys(("cell", "kit", "test", "verdict", "rule", "reason"), str)
     | {"numbers": dict},
     "resume": {"again": list},
+    "part": {"header": dict},
     "end": {"exit_code": int},
 }
 """Of what readers use in each kind of record, where it is there."""

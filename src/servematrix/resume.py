@@ -173,7 +173,12 @@ def _read(folder: Path, header: Record, hidden: Secrets | None) -> Kept:
 
 
 def _check_broken(folder: Path, found: Sequence[Record]) -> None:
-    """Refuse a run that came to its end, in its last part."""
+    """Refuse a run that came to its end, in its last part, and one that is several."""
+    if found[0].get("merged"):
+        raise EnvironmentProblem(
+            f"--resume {folder}: that run is merged from {', '.join(map(str, found[0]['merged']))};"
+            " take up the one that was cut short, and merge again"
+        )
     begun = max(n for n, one in enumerate(found) if one["kind"] in ("run", "resume"))
     for end in (one for one in found[begun:] if one["kind"] == "end"):
         status = Exit(end["exit_code"])

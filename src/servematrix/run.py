@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from servematrix import changes, gpus, matrix
+from servematrix import changes, durations, gpus, matrix, shards
 from servematrix import config as configs
 from servematrix.config import Configuration, Place
+from servematrix.durations import Duration
 from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem, Launch
 from servematrix.engines.embedded import SIMULATED
@@ -25,6 +26,7 @@ from servematrix.gpus.pretend import NUMBER
 from servematrix.matrix import Cell
 from servematrix.records import file_name
 from servematrix.redaction import Secrets
+from servematrix.shards import Dealt
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Options:
     """How often a launch is tried again that failed because of the machine."""
     api_key_env: str | None = None
     hellaswag: str | None = None
+    shard: str | None = None
+    cell_durations: str | None = None
     dry: bool = False
     """Nothing will be started: where no GPU is visible, cells are planned without one."""
 
@@ -132,6 +136,10 @@ class Plan:
     engine: Engine
     cells: Sequence[PlannedCell]
     visible: Sequence[Gpu] = field(default_factory=list)
+    durations: Mapping[str, Duration] = field(default_factory=dict)
+    """What each cell will take."""
+    dealt: Dealt | None = None
+    """Which of the cells that were asked for these are, with `--shard`."""
 
     @property
     def simulated(self) -> bool:
@@ -159,6 +167,8 @@ class Plan:
         """
         note = SIMULATED if simulated else self.engine.note
         label = f" ({note})" if note else ""
+        if not self.cells:
+            return f"engine {self.engine.name}{label}; no cell"
         models = sorted({f"model {cell.config.model.path}" for cell in self.cells})
         if self.engine.name == "attach":
             models = [f"what {self.options.base_url} serves"]
@@ -196,15 +206,18 @@ def secrets(given: Sequence[str], api_key_env: str | None = None) -> Secrets:
     return found
 
 
-def plan(options: Options) -> Plan:
+def plan(options: Options, *, machine: Sequence[Gpu] | None = None) -> Plan:
     """Decide which engine serves, and resolve every selected cell for the GPUs it would get.
 
-    Nothing is started. EnvironmentProblem when no selected cell fits any visible GPU; a cell that
-    does not fit while others do is planned as unfit, with the reason.
+    Nothing is started. `machine` are the GPUs to plan for, this machine's by default.
+    EnvironmentProblem when no selected cell fits any visible GPU; a cell that does not fit while
+    others do is planned as unfit, with the reason. A shard may have no cell at all.
     """
     _check(options)
     cells = matrix.select(options.configs_directory, options.selections)
-    visible = gpus.visible() if options.base_url is None or _is_here(options.base_url) else []
+    visible = machine
+    if visible is None:
+        visible = gpus.visible() if options.base_url is None or _is_here(options.base_url) else []
     decide = choice.intend if options.dry else choice.choose
     engine = decide(
         options.engine,
@@ -214,11 +227,45 @@ def plan(options: Options) -> Plan:
         gpus=visible,
     )
     cells = matrix.for_engine(options.configs_directory, cells, engine.name)
-    planned = [_planned(cell, options, engine, visible) for cell in cells]
+    configured = {cell.id: _resolved(cell, options, Place(engine.name)) for cell in cells}
+    source = durations.path(options.configs_directory, options.cell_durations)
+    kept = durations.read(source).get(engine.name, {})
+    dealt = None
+    if options.shard is not None:
+        dealt = _dealt(options.shard, configured, kept, source, engine)
+        chosen = set(dealt.cells)
+        cells = [cell for cell in cells if cell.id in chosen]
+    planned = [_planned(cell, configured[cell.id], options, engine, visible) for cell in cells]
     unfit = [cell.unfit for cell in planned if cell.unfit]
     if planned and len(unfit) == len(planned):
         raise EnvironmentProblem(unfit[0])
-    return Plan(options, engine, planned, visible)
+    estimates = {cell.id: cell.config.estimated_seconds for cell in planned}
+    expected = durations.expected(kept, estimates)
+    return Plan(options, engine, planned, visible, expected, dealt)
+
+
+def _dealt(
+    named: str,
+    configured: Mapping[str, Configuration],
+    kept: Mapping[str, float],
+    source: Path,
+    engine: Engine,
+) -> Dealt:
+    """Deal the cells that the engine can serve on some machine; no GPU of this one is asked.
+
+    The other jobs of a workflow, on their machines, must deal alike.
+    """
+    shard = shards.parse(named)
+    misfits = {cell: misfit(config, engine.name) for cell, config in configured.items()}
+    estimates = {
+        cell: config.estimated_seconds
+        for cell, config in configured.items()
+        if misfits[cell] is None
+    }
+    expected = durations.expected(kept, estimates)
+    cells = shards.deal(expected, shard.shards)[shard.number - 1]
+    left_out = [f"{cell}: {why}" for cell, why in misfits.items() if why is not None]
+    return Dealt(shard, cells, expected, source, left_out)
 
 
 def _is_here(base_url: str) -> bool:
@@ -264,20 +311,25 @@ def _check(options: Options) -> None:
         )
 
 
-def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu]) -> PlannedCell:
-    config = configs.resolve(cell.config, cell.axis, Place(engine.name), options.assignments)
-    misfit = _misfit(config, engine)
-    if misfit:
-        return PlannedCell(cell, config, (), unfit=f"{cell.id}: {misfit}")
+def _resolved(cell: Cell, options: Options, place: Place) -> Configuration:
+    return configs.resolve(cell.config, cell.axis, place, options.assignments)
+
+
+def _planned(
+    cell: Cell, config: Configuration, options: Options, engine: Engine, visible: Sequence[Gpu]
+) -> PlannedCell:
+    """A cell for the GPUs that it would get; `config` is resolved for none in particular."""
+    problem = misfit(config, engine.name)
+    if problem:
+        return PlannedCell(cell, config, (), unfit=f"{cell.id}: {problem}")
     if not _takes_gpus(engine, config, visible) or (options.dry and not visible):
         return PlannedCell(cell, config, ())
     try:
-        fitting = gpus.candidates(visible, options.gpus, _requirement(config))
-    except EnvironmentProblem as problem:
-        return PlannedCell(cell, config, (), unfit=f"{cell.id}: {problem}")
+        fitting = gpus.candidates(visible, options.gpus, requirement(config))
+    except EnvironmentProblem as refused:
+        return PlannedCell(cell, config, (), unfit=f"{cell.id}: {refused}")
     # overrides may depend on the GPU, whose kind is known only now
-    place = _place(engine.name, fitting)
-    config = configs.resolve(cell.config, cell.axis, place, options.assignments)
+    config = _resolved(cell, options, _place(engine.name, fitting))
     return PlannedCell(cell, config, fitting[: config.requires.gpus], fitting)
 
 
@@ -289,12 +341,12 @@ def _takes_gpus(engine: Engine, config: Configuration, visible: Sequence[Gpu]) -
     )
 
 
-def _misfit(config: Configuration, engine: Engine) -> str | None:
+def misfit(config: Configuration, engine: str) -> str | None:
     """Why an engine cannot serve a configuration on any machine, as one clause."""
     needed = config.requires.gpus
-    if engine.name == "sglang" and needed == 0:
+    if engine == "sglang" and needed == 0:
         return "it is for engines without a GPU (requires.gpus = 0), and engine sglang has one"
-    if engine.name != "sglang-cpu":
+    if engine != "sglang-cpu":
         return None
     if needed:
         return (
@@ -307,7 +359,8 @@ def _misfit(config: Configuration, engine: Engine) -> str | None:
     return None
 
 
-def _requirement(config: Configuration) -> Requirement:
+def requirement(config: Configuration) -> Requirement:
+    """What a configuration needs of its GPUs, as they are selected by."""
     requires = config.requires
     exact = requires.compute_capability and not requires.compute_capability.startswith(">=")
     capability = configs.capability(requires.compute_capability)

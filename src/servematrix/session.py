@@ -58,6 +58,10 @@ class MatrixSession:
             if self.plan.engine.name in ("sglang", "reference") and not config.option.maxfail:
                 self._side_by_side = SideBySide(self._bind_ahead)
                 config.pluginmanager.register(self._side_by_side)
+        if self._has_workers():
+            from servematrix.scheduling import CellEnds
+
+            config.pluginmanager.register(CellEnds())
 
     @property
     def records(self) -> Run:
@@ -65,10 +69,14 @@ class MatrixSession:
         assert self._records is not None, "nothing is run"
         return self._records
 
+    def _has_workers(self) -> bool:
+        """Whether pytest-xdist hands out the tests, in its controller and in its workers."""
+        numprocesses = getattr(self._config.option, "numprocesses", None)
+        return bool(numprocesses) or hasattr(self._config, "workerinput")
+
     def _check_workers(self) -> None:
         """Under pytest-xdist each cell stays on one worker, and leases keep GPUs apart."""
-        option = self._config.option
-        if not getattr(option, "numprocesses", None) and not hasattr(self._config, "workerinput"):
+        if not self._has_workers():
             return
         shared = {
             "--port": self.options.port and "workers would meet on one port",
@@ -82,17 +90,18 @@ class MatrixSession:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """Keep a cell on one worker."""
+        """Keep a cell on one worker, and start the longest first."""
         from servematrix.scheduling import CellScheduling
 
-        return CellScheduling(config, log)
+        return CellScheduling(config, log, self.plan.durations)
 
     def pytest_report_header(self) -> list[str]:
         """Say first what will answer, and why."""
         kept = f"records in {self._records.folder}" if self._records else "nothing is run"
         told = [
             f"{self.plan.subject()}; {self.plan.engine.reason}",
-            f"cells {', '.join(cell.cell.label for cell in self.plan.cells)}; {kept}",
+            f"cells {', '.join(cell.cell.label for cell in self.plan.cells) or 'none'}; {kept}",
+            *(self.plan.dealt.told() if self.plan.dealt else ()),
             *map(_told, self._baselines.values()),
         ]
         return [f"servematrix: {shown(one)}" for one in told]
