@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from servematrix import config as configs
-from servematrix import matrix, run
+from servematrix import matrix, run, waivers
 from servematrix.calibration import command as calibration
 from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--gpus", metavar="LIST")
     planning.add_argument("--port", type=int, default=0)
     planning.add_argument("--api-key-env", metavar="NAME")
+    planning.add_argument("--waivers", metavar="FILE", help="waivers.toml among the configurations")
     validating = commands.add_parser(
         "validate", help="run servers of known state; do the kits tell them apart?"
     )
@@ -163,7 +164,8 @@ def _plan(options: argparse.Namespace) -> Exit:
     )
     plan = run.plan(asked)
     engine = plan.engine
-    rows: Any = plan.secrets().plain([_row(plan, cell) for cell in plan.cells])
+    known = waivers.find(asked.configs_directory, options.waivers)
+    rows: Any = plan.secrets().plain([_row(plan, cell, known) for cell in plan.cells])
     if options.json:
         print(json.dumps({"engine": engine.name, "reason": engine.reason, "cells": rows}, indent=2))
     else:
@@ -171,7 +173,7 @@ def _plan(options: argparse.Namespace) -> Exit:
     return Exit.PASSED
 
 
-def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
+def _row(plan: run.Plan, cell: run.PlannedCell, known: waivers.Waivers) -> dict[str, Any]:
     launch = cell.launch(plan.options, log=Path("server.log"), deadline=0.0)
     return {
         "cell": cell.id,
@@ -185,6 +187,11 @@ def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
         "command": plan.engine.command(launch),
         "gates": cell.config.gates.model_dump(exclude_none=True),
         "kits": cell.config.kits.model_dump(exclude_none=True),
+        "waivers": [
+            {"kit": one.kit, "test": one.test, **one.record(), "expired": one.expired}
+            | {"told": one.described()}
+            for one in known.about(cell.id)
+        ],
     }
 
 
@@ -196,6 +203,8 @@ def _print_plan(engine: Engine, visible: int, rows: Sequence[dict[str, Any]]) ->
         if row["unfit"]:
             print(f"  not run here: {row['unfit']}")
             continue
+        for waiver in row["waivers"]:
+            print(f"  known failure: {waiver['told']}")
         for key, value in row["environment"].items():
             print(f"  {key}={shlex.quote(value)}")
         print(f"  {shlex.join(row['command'])}")
