@@ -28,6 +28,7 @@ from servematrix.hub import cache, download, fetch
 from servematrix.hub.cache import Repository
 from servematrix.hub.download import DownloadCut
 
+ROOT = Path(__file__).resolve().parent.parent
 MODEL = {
     "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
     "chat_template.jinja": b"{{ messages }}",
@@ -457,6 +458,43 @@ def test_modelscope_is_left_alone_and_said_once(
     assert lines == [models.ELSEWHERE]
     assert "HF_HUB_OFFLINE" not in engine.environment(one)
     assert not hub.asked
+
+
+STANDS_IN = """#!/bin/sh
+case "$*" in
+*sglang.launch_server*) echo "offline: $HF_HUB_OFFLINE"; exit 3 ;;
+*torch*) echo '{"version": "2.9.0", "builds": {}, "packages": []}' ;;
+*) echo 0.5.16 ;;
+esac
+"""
+
+
+def test_a_whole_run(hub: FakeHub, tmp_path: Path) -> None:
+    """With a server that tells its environment and dies."""
+    hub.files["org/model"] = MODEL
+    python = tmp_path / "python"
+    python.write_text(STANDS_IN)
+    python.chmod(0o755)
+    command = [sys.executable, "-m", "pytest", "suites/test_one_kit.py", "--config=smollm2_cpu"]
+    command += ["--engine=sglang-cpu", f"--server-python={python}", "--model=org/model"]
+    command += ["--set", 'suites=["only_api_contract"]', f"--results={tmp_path / 'results'}"]
+
+    def run(**variables: str) -> tuple[int, str]:
+        found = subprocess.run(
+            command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True
+        )
+        return found.returncode, found.stdout + found.stderr
+
+    status, text = run(HF_HUB_OFFLINE="1")
+    assert status == 4, text
+    assert "HF_HUB_OFFLINE is set, and model org/model (revision main) is not complete" in text
+    assert not list((tmp_path / "results").rglob("*.log")), "no server was started"
+    status, text = run()
+    assert status == 6, text
+    assert "offline: 1" in text
+    told = text.index("servematrix: downloading model org/model")
+    assert told < text.index("= ERRORS ="), "said while it goes on"
+    assert "Captured" not in text
 
 
 # -- data ----------------------------------------------------------------------------------------

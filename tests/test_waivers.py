@@ -124,6 +124,10 @@ def mine(tmp_path: Path) -> Project:
         ({"link": "example.org/7"}, "an http:// or https:// URL, such as that of an issue (found"),
         ({"link": "file:///etc/passwd"}, "key 'link'"),
         ({"link": "https://"}, "key 'link'"),
+        (
+            {"link": "https://me:hunter2@example.org/7"},
+            "leave user and password out (found 'https://***@",
+        ),
         ({"expires": "2099-01-31"}, "key 'expires'"),
         ({"expires": datetime.datetime(2099, 1, 31, 12)}, "key 'expires'"),
         ({"expires": None}, "key 'expires' is missing"),

@@ -37,6 +37,8 @@ def _not_blank(text: str) -> str:
 
 def _url(text: str) -> str:
     parts = urlsplit(text)
+    if "@" in parts.netloc:
+        raise ValueError("a link is shown to everybody; leave user and password out")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("a link is an http:// or https:// URL, such as that of an issue")
     return text

@@ -43,9 +43,8 @@ class Repository:
 
     @property
     def key(self) -> str:
-        """A word that no other files have, with the repository's name in it."""
-        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
-        return f"{self._folder}-{digest}"
+        """A word that no other repository or revision has, as a file's name."""
+        return f"{self._folder}-{_digest(self.revision)}"
 
     def within(self, cache: Path) -> Path:
         """Its folder in a cache."""
@@ -134,8 +133,12 @@ def keep_list(wanted: Repository, cache: Path, commit: str, listed: Mapping[str,
     folders.write_whole(path, json.dumps({"files": dict(sorted(listed.items()))}, indent=1))
 
 
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _list_of(wanted: Repository, cache: Path, commit: str) -> Path:
-    return wanted.within(cache) / "servematrix" / f"{commit}-{wanted.key[-12:]}.json"
+    return wanted.within(cache) / "servematrix" / f"{commit}-{_digest(asdict(wanted))}.json"
 
 
 def _listed(wanted: Repository, cache: Path, commit: str) -> dict[str, int] | None:
