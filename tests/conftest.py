@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
+from fake_hub import FakeHub
 from wire import Behaviour, Wire
 
 pytest_plugins = ["pytester"]
@@ -47,6 +48,18 @@ def project(tmp_path: Path) -> Path:
         "[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
     )
     return tmp_path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub on this machine, and an empty cache, for all that this process starts."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    made = FakeHub()
+    monkeypatch.setenv("HF_ENDPOINT", made.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

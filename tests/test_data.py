@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
-import types
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from servematrix import data
 
@@ -156,46 +156,54 @@ def test_the_packaged_set_is_large_enough_for_the_kit():
 
 
 class TestHub:
-    """The hub's library is replaced: what we ask it, and what we make of its answer."""
+    """What a cache of the hub holds; tests/test_models.py has how it gets there."""
 
     @pytest.fixture
-    def hub(self, monkeypatch):
-        hub = types.ModuleType("datasets")
-        hub.calls = []
-        hub.answer = rows(5)
+    def cached(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        repository = tmp_path / "hub" / "datasets--Rowan--hellaswag"
+        folder = repository / "snapshots" / data.HUB_REVISION / "data"
 
-        def load_dataset(*args, **options):
-            hub.calls.append((args, options))
-            if isinstance(hub.answer, Exception):
-                raise hub.answer
-            return hub.answer
+        def cached(rows, name="validation-00000-of-00001.parquet"):
+            folder.mkdir(parents=True, exist_ok=True)
+            parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
 
-        hub.load_dataset = load_dataset
-        monkeypatch.setitem(sys.modules, "datasets", hub)
-        return hub
+        return cached
 
-    def test_the_revision_is_pinned(self, hub):
+    def test_the_validation_files_of_the_pinned_revision(self, cached):
+        cached([{**ROW, "ind": 99}], "train-00000-of-00001.parquet")
+        cached(rows(3), "validation-00000-of-00002.parquet")
+        cached([{**ROW, "ind": 3}], "validation-00001-of-00002.parquet")
         found = data.load(None)
-        assert hub.calls == [
-            (("Rowan/hellaswag",), {"split": "validation", "revision": data.HUB_REVISION})
-        ]
+        assert [item.ind for item in found.items] == [0, 1, 2, 3]
         assert "Rowan/hellaswag validation at revision 218ec52e" in found.source
 
-    def test_hub_and_file_give_one_checksum(self, hub, write):
+    def test_hub_and_file_give_one_checksum(self, cached, write):
         raw = {**ROW, "ctx": "[header] How to row [title] Sit down.", "extra": 1}
         clean = {**ROW, "ctx": "How to row. Sit down."}
-        hub.answer = [raw]
+        cached([raw])
         assert data.load(None).checksum == data.load(write([json.dumps(clean)])).checksum
 
-    def test_nothing_to_be_had_says_how_to_get_it(self, hub):
-        hub.answer = ConnectionError("offline mode is enabled\nlong trace")
+    def test_nothing_to_be_had_says_how_to_get_it(self, cached):
         with pytest.raises(data.DataError) as caught:
             data.load(None)
-        assert "offline mode is enabled" in str(caught.value)
+        assert "HF_HUB_OFFLINE is set, and data set Rowan/hellaswag" in str(caught.value)
+        assert "hf download Rowan/hellaswag --revision 218ec52e" in str(caught.value)
         assert "--hellaswag PATH" in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_a_bad_row_is_named(self, hub):
-        hub.answer = [ROW, {**ROW, "ind": 5, "label": ""}]
+    def test_a_bad_row_is_named(self, cached):
+        cached([ROW, {**ROW, "ind": 5, "label": ""}])
         with pytest.raises(data.DataError, match="row 2: label"):
+            data.load(None)
+
+    def test_files_that_are_no_parquet_or_empty(self, cached, tmp_path):
+        cached(rows(1))
+        (file,) = (tmp_path / "hub").rglob("*.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows(1)).slice(0, 0), file)
+        with pytest.raises(data.DataError, match="cannot load Rowan/hellaswag"):
+            data.load(None)
+        file.write_bytes(b"PAR1 or not")
+        with pytest.raises(data.DataError, match="cannot load Rowan/hellaswag"):
             data.load(None)

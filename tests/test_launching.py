@@ -15,6 +15,7 @@ import pytest
 from servematrix import gpus, launching, records, run
 from servematrix.engines.base import EnvironmentProblem, Launch, MachineFailed, ServerFailed
 from servematrix.gpus import GIB, leases
+from servematrix.hub.download import DownloadCut
 from servematrix.launching import Launcher
 from servematrix.records import Run
 
@@ -143,6 +144,22 @@ def test_the_machine_is_retried_and_the_records_say_so(launcher) -> None:
     assert (retry["cell"], retry["attempt"], retry["retries"]) == ("smollm2", 1, 2)
     assert retry["problem"] == "smollm2: its download was cut. died"
     assert told == ["smollm2: retry 1 of 2, for: smollm2: its download was cut. died"]
+
+
+def test_a_download_that_was_cut_is_retried(launcher) -> None:
+    made, cell, engine, kept, _ = launcher(None, retries=1)
+    cut = [DownloadCut("the download of org/model was cut")]
+
+    def prepare(launch: Launch, say: Callable[[str], None]) -> None:
+        if cut:
+            raise cut.pop()
+
+    engine.prepare = prepare
+    assert made.launch(cell).attempt == 2
+    assert kinds(kept) == ["run", "retry"]
+    cut += [DownloadCut("again")] * 2
+    with pytest.raises(DownloadCut):
+        made.launch(cell)
 
 
 def test_after_the_retries_the_failure_stands(launcher) -> None:

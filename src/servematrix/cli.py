@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from servematrix import config as configs
-from servematrix import github, matrix, run
+from servematrix import github, matrix, run, waivers
 from servematrix.calibration import command as calibration
 from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a GitHub Actions matrix, one line of JSON: a job a cell, or a job a shard",
     )
     planning.add_argument("--shards", type=int, metavar="M", help="with --github: M jobs")
+    planning.add_argument("--waivers", metavar="FILE", help="waivers.toml among the configurations")
     validating = commands.add_parser(
         "validate", help="run servers of known state; do the kits tell them apart?"
     )
@@ -181,7 +182,8 @@ def _plan(options: argparse.Namespace) -> Exit:
         return _github(asked, options)
     plan = run.plan(asked)
     engine = plan.engine
-    rows: Any = plan.secrets().plain([_row(plan, cell) for cell in plan.cells])
+    known = waivers.find(asked.configs_directory, options.waivers)
+    rows: Any = plan.secrets().plain([_row(plan, cell, known) for cell in plan.cells])
     if options.json:
         print(json.dumps({"engine": engine.name, "reason": engine.reason, "cells": rows}, indent=2))
     else:
@@ -209,7 +211,7 @@ def _github(asked: run.Options, options: argparse.Namespace) -> Exit:
     return Exit.PASSED
 
 
-def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
+def _row(plan: run.Plan, cell: run.PlannedCell, known: waivers.Waivers) -> dict[str, Any]:
     launch = cell.launch(plan.options, log=Path("server.log"), deadline=0.0)
     return {
         "cell": cell.id,
@@ -224,6 +226,11 @@ def _row(plan: run.Plan, cell: run.PlannedCell) -> dict[str, Any]:
         "command": plan.engine.command(launch),
         "gates": cell.config.gates.model_dump(exclude_none=True),
         "kits": cell.config.kits.model_dump(exclude_none=True),
+        "waivers": [
+            {"kit": one.kit, "test": one.test, **one.record(), "expired": one.expired}
+            | {"told": one.described()}
+            for one in known.about(cell.id)
+        ],
     }
 
 
@@ -240,6 +247,8 @@ def _print_plan(engine: Engine, visible: int, rows: Sequence[dict[str, Any]]) ->
         if row["unfit"]:
             print(f"  not run here: {row['unfit']}")
             continue
+        for waiver in row["waivers"]:
+            print(f"  known failure: {waiver['told']}")
         for key, value in row["environment"].items():
             print(f"  {key}={shlex.quote(value)}")
         print(f"  {shlex.join(row['command'])}")

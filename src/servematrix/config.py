@@ -36,6 +36,8 @@ T = TypeVar("T", bound=BaseModel)
 Scalar = str | int | float | bool
 LAUNCHED = ("sglang", "sglang-cpu", "reference")
 ENGINES = (*LAUNCHED, "attach")
+WAIVERS = "waivers.toml"
+"""Lies among the configurations and is none."""
 Probe = Literal[
     "capital_france",
     "basic_math",
@@ -384,13 +386,13 @@ def find_directory(start: Path, named: str | None = None) -> Path:
 
 def names(directory: Path) -> list[str]:
     """Names of the configurations in a folder, sorted."""
-    return sorted(path.stem for path in directory.glob("*.toml"))
+    return sorted(path.stem for path in directory.glob("*.toml") if path.name != WAIVERS)
 
 
 def load(directory: Path, name: str) -> Configuration:
     """Read and check `<directory>/<name>.toml`; ConfigError names file, key, found and allowed."""
     path = directory / f"{name}.toml"
-    if not path.is_file():
+    if path.name == WAIVERS or not path.is_file():
         known = names(directory)
         raise ConfigError(
             f"no configuration {name!r} in {directory}{nearest(name, known)}; "

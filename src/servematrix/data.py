@@ -1,15 +1,15 @@
 """HellaSwag items: where they come from, whether they are whole, and which ones were used.
 
-The data set is never shipped. It comes from the hub through `datasets`, at one revision, or from a
-local file; both give the same text and so the same checksum. A small set of this project's own, in
-the same format, serves the embedded server.
+The data set is never shipped. It comes from the hub, at one revision, once a host, and `datasets`
+reads it; or from a local file. Both give the same text and so the same checksum. A small set of
+this project's own, in the same format, serves the embedded server.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,16 +20,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from servematrix import outside
+from servematrix.hub import cache, download
+from servematrix.hub.cache import Repository
+from servematrix.terminal import say
 
 HUB_NAME: Final = "Rowan/hellaswag"
 HUB_REVISION: Final = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
 HUB_SPLIT: Final = "validation"
+HUB_FILES: Final = ("data/validation-*.parquet",)
 PACKAGED: Final = "hellaswag_reference.jsonl"
 
 _ENDINGS = 4
 _HOW_TO_GET = (
     f"give a local JSONL or JSONL.GZ file with --hellaswag PATH (attribute hellaswag_path), or run"
-    f" once with a network so that the datasets cache holds {HUB_NAME}"
+    f" once with a network so that the hub's cache holds {HUB_NAME}"
 )
 _MARKER = re.compile(r"\[(?:header|step|substeps|title)\]")
 _SPACES = re.compile(r" {2,}")
@@ -97,8 +101,8 @@ def load(path: str | None, *, packaged: bool = False) -> ItemSet:
     """Load items from a local file, the packaged reference set, or the hub, in this order.
 
     `path` names a `.jsonl` or `.jsonl.gz` file in the data set's format. Without it, `packaged`
-    takes the project's own set; else `datasets` is asked for the pinned revision, which honours
-    its offline mode and cache. Raises `DataError`.
+    takes the project's own set; else the pinned revision is taken from the hub's cache, and brought
+    there where it is not and HF_HUB_OFFLINE is not set. Raises `DataError`.
     """
     if path is not None:
         return _from_file(Path(path))
@@ -133,12 +137,16 @@ def _from_file(path: Path) -> ItemSet:
 
 
 def _from_hub() -> ItemSet:
+    from datasets import Dataset  # which takes longer than everything else here
+
     name = f"{HUB_NAME} {HUB_SPLIT} at revision {HUB_REVISION[:8]}"
+    wanted = Repository("dataset", HUB_NAME, HUB_REVISION, only=HUB_FILES)
     try:
-        datasets = importlib.import_module("datasets")
-        rows = datasets.load_dataset(HUB_NAME, split=HUB_SPLIT, revision=HUB_REVISION)
-    except Exception as error:  # it raises its own, the hub's, pyarrow's and OS errors
-        first = (str(error) or type(error).__name__).splitlines()[0][:300]
+        download.ensure(wanted, os.environ, say)
+        files = cache.files(wanted, cache.folder())
+        rows = list(Dataset.from_parquet([str(file) for file in files]))
+    except Exception as error:  # it raises its own, pyarrow's and OS errors
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot load {name}: {first}; {_HOW_TO_GET}") from error
     numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
     return ItemSet(tuple(_items(numbered, name)), f"hub {name}")

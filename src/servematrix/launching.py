@@ -14,6 +14,7 @@ from servematrix.engines.base import Launch, MachineFailed, Say, Server, ServerF
 from servematrix.engines.log import last_lines
 from servematrix.gpus import freedom, leases
 from servematrix.gpus.leases import Lease
+from servematrix.hub.download import DownloadCut
 from servematrix.records import Run
 from servematrix.run import Plan, PlannedCell
 
@@ -73,7 +74,7 @@ class Launcher:
         while True:
             try:
                 return self._attempt(cell, attempt)
-            except MachineFailed as problem:
+            except (MachineFailed, DownloadCut) as problem:
                 if attempt > retries:
                     raise
                 first = str(problem).partition("\n")[0]

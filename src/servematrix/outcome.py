@@ -19,6 +19,9 @@ from servematrix.resume import Earlier
 from servematrix.run import Plan
 from servematrix.terminal import line, shown
 from servematrix.verdicts import SHUTDOWN
+from servematrix.waivers import Waiver, Waivers
+
+_NEEDLESS = "all that it waives passed"
 
 
 class Outcome:
@@ -27,10 +30,13 @@ class Outcome:
     The last line says what the plan's servers said of themselves.
     """
 
-    def __init__(self, records: Run, plan: Plan, *, strict: bool) -> None:
+    def __init__(self, records: Run, plan: Plan, waivers: Waivers, *, strict: bool) -> None:
         """`strict`: a verdict that is not applicable fails the run."""
         self._records = records
         self._plan = plan
+        self._waivers = waivers
+        self._needless: list[Waiver] = []
+        self._outcomes: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._strict = strict
         self._answered: set[str] = set()
         self._counts: Counter[str] = Counter()
@@ -57,14 +63,18 @@ class Outcome:
             self._count(report.nodeid, properties)
 
     def _count(self, nodeid: str, properties: Mapping[str, object], when: str = "") -> None:
-        verdict = str(properties["verdict"])
+        verdict, waived = str(properties["verdict"]), str(properties["waived"])
+        cell, kit, test = (str(properties[key]) for key in ("cell", "kit", "test"))
+        self._outcomes[cell, kit, test].add(verdict)
+        verdict = "waived" if waived else verdict
         self._counts[verdict] += 1
         self._server_failed |= properties["server"] == "failed"
         self._simulated |= properties["server"] == "simulated"
         self._answered |= {str(properties["answered"])} - {""}
         if verdict != "pass":
-            test = nodeid.rsplit("::", 1)[-1]
-            self._troubles[verdict, f"{when}{properties['reason']}"].append(test)
+            reason = str(properties["reason"]).partition("\n")[0]
+            told = f"{reason}; {waived}" if waived else reason
+            self._troubles[verdict, f"{when}{told}"].append(nodeid.rsplit("::", 1)[-1])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -84,10 +94,22 @@ class Outcome:
             pass  # there is nothing to conclude from
         elif status is Exit.PASSED and self._strict and self._counts["not_applicable"]:
             status = Exit.FAILED
-        elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._counts["pass"]):
+        elif status is Exit.PASSED and (self._counts["inconclusive"] or not self._good()):
             status = Exit.INCONCLUSIVE
         stopped = bool(session.shouldfail or session.shouldstop)
+        self._needless = self._waivers.needless(self._outcomes)
         try:
+            for waiver in self._needless:
+                self._records.write(
+                    "waiver",
+                    cell=waiver.cell,
+                    kit=waiver.kit,
+                    test=waiver.test,
+                    file=str(waiver.file),
+                    entry=waiver.number,
+                    waives=waiver.record(),
+                    problem=_NEEDLESS,
+                )
             self._records.write(
                 "end", exit_code=int(status), counts=dict(self._counts), stopped=stopped
             )
@@ -105,6 +127,11 @@ class Outcome:
             named = tests[0] if len(tests) == 1 else f"{len(tests)} tests, {tests[0]} first"
             first = line(reason.partition("\n")[0])
             terminalreporter.write_line(f"{verdict}: {named}: {first}")
+        if self._needless:
+            terminalreporter.section("waivers to be removed")
+        for waiver in self._needless:
+            told = line(f"{waiver.where}: {waiver.what}: {_NEEDLESS} ({waiver.link})")
+            terminalreporter.write_line(f"waiver to be removed: {told}")
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self, config: pytest.Config) -> None:
@@ -126,11 +153,17 @@ class Outcome:
         else:
             reporter.write_line(told)
 
+    def _good(self) -> int:
+        """Verdicts that say something, and nothing bad that was not known."""
+        return self._counts["pass"] + self._counts["waived"]
+
     def _meaning(self) -> str:
         """The status in words; a run that only --strict failed says so."""
         assert self._exit is not None, "the session has ended"
         if self._exit is Exit.PASSED and not self._plan.cells:
             return "this shard has no cell"
+        if self._exit is Exit.PASSED and self._counts["waived"]:
+            return "nothing failed but what is waived"
         others = sum(self._counts[verdict] for verdict in ("fail", "error"))
         if self._exit is Exit.FAILED and self._strict and not others:
             return f"--strict: {self._counts['not_applicable']} not applicable, which is no pass"

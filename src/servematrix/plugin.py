@@ -155,6 +155,18 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--no-baseline",
         {"action": "store_true", "help": "hold this run to no baseline"},
     ),
+    (
+        "--waivers",
+        {
+            "metavar": "FILE",
+            "dest": "servematrix_waivers",
+            "help": "known failures (waivers.toml among the configurations)",
+        },
+    ),
+    (
+        "--no-waivers",
+        {"action": "store_true", "help": "let known failures fail this run too"},
+    ),
 )
 # any of these asks for a run of the matrix
 _TELLTALE = (

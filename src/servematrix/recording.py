@@ -16,6 +16,7 @@ from servematrix.records import Run
 from servematrix.redaction import Secrets
 from servematrix.resume import Kept, KeptTests
 from servematrix.run import Plan
+from servematrix.waivers import Waivers
 
 
 class Recording:
@@ -31,8 +32,10 @@ class Recording:
         plan: Plan,
         held_to: Mapping[str, Mapping[str, str]],
         hidden: Secrets,
+        waivers: Waivers,
     ) -> None:
         """`held_to` are the baselines of the cells, `hidden` the secrets."""
+        self._waivers = waivers
         self.records: Run | None = None
         self.kept = Kept()
         worker: dict[str, Any] | None = getattr(config, "workerinput", None)
@@ -64,7 +67,7 @@ class Recording:
         else:
             self.records, self.kept = resume.take_up(folder, header, hidden)
         # pytest's own --strict
-        outcome = Outcome(self.records, plan, strict=bool(config.getini("strict")))
+        outcome = Outcome(self.records, plan, self._waivers, strict=bool(config.getini("strict")))
         outcome.count_earlier(self.kept.verdicts)
         config.pluginmanager.register(outcome)
 

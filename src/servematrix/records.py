@@ -44,7 +44,7 @@ _TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     },
     "measurement": {"cell": str, "kit": str, "name": str, "path": str},
     "verdict": dict.fromkeys(("cell", "kit", "test", "verdict", "rule", "reason"), str)
-    | {"numbers": dict},
+    | {"numbers": dict, "waived": dict},
     "resume": {"again": list},
     "part": {"header": dict},
     "end": {"exit_code": int},

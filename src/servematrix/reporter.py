@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,16 +10,24 @@ import pytest
 from servematrix.exit_codes import Exit
 from servematrix.gates.verdict import Verdict
 from servematrix.records import RecordsError, Run
+from servematrix.waivers import Waiver, Waivers
 
 
 class Reporter:
     """What a kit reports to; one for each test. Ends the run when the records are lost."""
 
-    def __init__(self, records: Run, cell: str, test: str, nodeid: str) -> None:
+    def __init__(
+        self, records: Run, cell: str, test: str, nodeid: str, waivers: Waivers | None = None
+    ) -> None:
         """`nodeid` is pytest's name of the test, which no other test of a run has."""
         self._test = test
         self._nodeid = nodeid
         self.concluded: Verdict | None = None
+        self.waived: Waiver | None = None
+        """What keeps the verdict from failing the run."""
+        self.judged: tuple[str, str] | None = None
+        """Kit and test of the verdict."""
+        self._waivers = waivers or Waivers()
         self._records = records
         self._cell = cell
 
@@ -37,11 +46,22 @@ class Reporter:
         self._write("measurement", kit=kit, name=name, path=path, unit="file")
 
     def verdict(self, kit: str, test: str, verdict: Verdict) -> None:
-        """Record the verdict of this test; a kit need not know what pytest calls it."""
+        """Record the verdict of this test; a kit need not know what pytest calls it.
+
+        A failure that is waived stays one, with the waiver beside it.
+        """
+        test = test or self._test
+        self.judged, self.waived = (kit, test), None
+        if verdict.outcome == "fail":
+            waiver = self._waivers.of(self._cell, kit, test)
+            if waiver is not None and waiver.expired:
+                verdict = replace(verdict, reason=f"{verdict.reason}; {waiver.expiry()}")
+            else:
+                self.waived = waiver
         self._write(
             "verdict",
             kit=kit,
-            test=test or self._test,
+            test=test,
             nodeid=self._nodeid,
             verdict=verdict.outcome,
             rule=verdict.rule,
@@ -49,6 +69,7 @@ class Reporter:
             alpha=verdict.alpha,
             power=verdict.power,
             reason=verdict.reason,
+            **({"waived": self.waived.record()} if self.waived else {}),
         )
         self.concluded = verdict
 

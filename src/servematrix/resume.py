@@ -35,6 +35,7 @@ from servematrix.records import Run
 from servematrix.redaction import Secrets
 from servematrix.served import answers
 from servematrix.verdicts import SHUTDOWN
+from servematrix.waivers import clause
 
 Record = Mapping[str, Any]
 
@@ -66,6 +67,11 @@ class Earlier:
     server: str
     """`failed`, `real` or `simulated`."""
     answered: str
+    cell: str
+    kit: str
+    test: str
+    waived: str
+    """Why the failure did not count, as a clause; empty for any other verdict."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Kept:
 
     def told(self) -> str:
         """One line for people: what is kept from where, and what is run again."""
-        counts = Counter(one.verdict for one in self.verdicts)
+        counts = Counter("waived" if one.waived else one.verdict for one in self.verdicts)
         shown = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
         line = f"{len(self.verdicts)} verdicts kept from {self.folder}"
         line += f" ({shown})" if shown else ""
@@ -259,6 +265,10 @@ def _earlier(verdict: Record, served: Record | None, deaths: Sequence[Record]) -
         verdict["reason"],
         "failed" if died else "simulated" if simulated else "real",
         answers(served["versions"], served["model"]) if served else "",
+        verdict["cell"],
+        verdict["kit"],
+        verdict["test"],
+        clause(verdict["waived"]) if verdict.get("waived") else "",
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from servematrix import baselines, run
+from servematrix import baselines, run, waivers
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
@@ -42,17 +42,22 @@ class MatrixSession:
         self._secrets = self.plan.secrets()
         config.pluginmanager.register(DiscreetReports(self._secrets))
         self._baselines = _baselines(config, self.plan, self._secrets)
+        self._waivers = waivers.find(
+            self.options.configs_directory,
+            config.option.servematrix_waivers,
+            ignored=config.option.no_waivers,
+        )
         self._suites_met: set[str] = set()
         self._side_by_side: SideBySide | None = None
         self._check_workers()
         found = {cell.id: self._held_to(cell) for cell in self.plan.cells}
         held_to = {cell: one.record() for cell, one in found.items() if one is not None}
-        recording = Recording(config, self.plan, held_to, self._secrets)
+        recording = Recording(config, self.plan, held_to, self._secrets, self._waivers)
         config.pluginmanager.register(recording)
         self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
             self._launcher = Launcher(self.plan, self._records, self._say)
-            self._verdicts = Verdicts(self._records)
+            self._verdicts = Verdicts(self._records, self._waivers)
             config.pluginmanager.register(self._verdicts)
             # a server on two cores, or one of somebody else, is busy enough with one kit at a time
             if self.plan.engine.name in ("sglang", "reference") and not config.option.maxfail:
@@ -103,6 +108,7 @@ class MatrixSession:
             f"cells {', '.join(cell.cell.label for cell in self.plan.cells) or 'none'}; {kept}",
             *(self.plan.dealt.told() if self.plan.dealt else ()),
             *map(_told, self._baselines.values()),
+            *self._waivers.summary([cell.id for cell in self.plan.cells]),
         ]
         return [f"servematrix: {shown(one)}" for one in told]
 

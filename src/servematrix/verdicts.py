@@ -8,12 +8,13 @@ import pytest
 
 from servematrix.engines.base import ServerFailed
 from servematrix.gates.verdict import Verdict
-from servematrix.kits.base import Inconclusive, NotApplicable
+from servematrix.kits.base import Inconclusive, NotApplicable, VerdictFailed
 from servematrix.records import Run
 from servematrix.reporter import Reporter
 from servematrix.served import ServedCell
 from servematrix.suite import suite_of
 from servematrix.terminal import MOST, shown
+from servematrix.waivers import Waivers, clause
 
 SERVED = pytest.StashKey[ServedCell]()
 """The server that a test was given."""
@@ -25,8 +26,9 @@ _REPORTER = pytest.StashKey[Reporter]()
 class Verdicts:
     """Hooks that turn the end of a test into a verdict."""
 
-    def __init__(self, records: Run) -> None:
+    def __init__(self, records: Run, waivers: Waivers) -> None:
         self._records = records
+        self._waivers = waivers
         self._told: set[str] = set()
         self._left: list[str] = []
 
@@ -75,6 +77,8 @@ class Verdicts:
                 report.sections.append(("the end of its log", log))
         reporter = self.reporter(item)
         verdict = reporter.concluded
+        # what else may have gone wrong in the test is not waived
+        waived = reporter.waived if isinstance(error, VerdictFailed) else None
         if verdict is None:
             verdict = _verdict_of(report, error, death)
             reporter.verdict(kit_of(item), "", verdict)
@@ -83,15 +87,23 @@ class Verdicts:
                 report.longrepr = f"{verdict.outcome}: {verdict.reason}"
             elif report.failed and (told := shown(text := str(report.longrepr))) != text:
                 report.longrepr = told  # without its colours, and without what it quotes
+        elif waived:
+            report.outcome = "skipped"  # pytest's word for what is neither a pass nor a failure
+            report.longrepr = (str(item.path), item.location[1] or 0, f"fail: {verdict.reason}")
         elif report.failed:
             # a verdict speaks for itself; where in the kit it was raised tells nobody anything
             report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
         failed = death is not None or isinstance(error, ServerFailed)
         if failed and not again:
             reporter.death(death or failure)
+        assert reporter.judged is not None, "a verdict was recorded"
+        kit, test = reporter.judged
         real = served is None or not served.simulated
         report.user_properties += [
             ("cell", cell_of(item)),
+            ("kit", kit),
+            ("test", test),
+            ("waived", clause(waived.record()) if waived else ""),
             ("verdict", verdict.outcome),
             ("reason", verdict.reason),
             ("server", "failed" if failed else "real" if real else "simulated"),
@@ -102,8 +114,11 @@ class Verdicts:
     def pytest_report_teststatus(
         self, report: pytest.CollectReport | pytest.TestReport
     ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
-        """Show an inconclusive verdict as what it is: neither passed nor skipped."""
-        verdict = dict(getattr(report, "user_properties", ())).get("verdict")
+        """Show an inconclusive and a waived verdict as what it is: neither passed nor skipped."""
+        properties = dict(getattr(report, "user_properties", ()))
+        verdict = properties.get("verdict")
+        if report.when == "call" and properties.get("waived"):
+            return "waived", "w", ("WAIVED", {"yellow": True})
         if report.when == "call" and verdict == "inconclusive":
             return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
         return None
@@ -112,7 +127,7 @@ class Verdicts:
         """What the kit of this test reports to."""
         if _REPORTER not in item.stash:
             item.stash[_REPORTER] = Reporter(
-                self._records, cell_of(item), _test_of(item), item.nodeid
+                self._records, cell_of(item), _test_of(item), item.nodeid, self._waivers
             )
         return item.stash[_REPORTER]
 

@@ -149,10 +149,11 @@ def test_prepare_makes_the_environment_once(fakes: Any, tmp_path: Path) -> None:
 
     environment = Environment("0.5.16", tmp_path)
     prepared = SglangEngine(environment.python, "0.5.16", "a test", environment)
-    prepared.prepare(fakes.launch(), print)
-    prepared.prepare(fakes.launch(), print)
+    launch = fakes.launch(model=str(tmp_path))
+    prepared.prepare(launch, print)
+    prepared.prepare(launch, print)
     assert made == ["0.5.16"]
-    engine().prepare(fakes.launch(), print)
+    engine().prepare(launch, print)
 
 
 def test_an_environment_with_another_version_is_an_error(fakes: Any, tmp_path: Path) -> None:

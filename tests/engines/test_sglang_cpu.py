@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fake_hub import FakeHub
 from servematrix.engines.base import EnvironmentProblem
 from servematrix.engines.environments import NoSglangError
 from servematrix.engines.sglang_cpu import engine as cpu
@@ -275,8 +276,14 @@ def test_a_model_that_cannot_be_made_is_an_error_and_leaves_no_model(
     assert packaged(MODEL).folder.is_dir()
 
 
-def test_a_folder_or_a_hub_id_is_served_as_it_is(index: Index, fakes: Any) -> None:
+def test_a_folder_or_a_hub_id_is_served_as_it_is(
+    index: Index, fakes: Any, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.files["org/model"] = {"config.json": b"{}"}
+    prepare(index, fakes, str(tmp_path))
+    assert not hub.asked
     prepare(index, fakes, "org/model")
+    assert hub.downloads()["config.json"] == 1
     assert not index.calls.read_text()
 
 

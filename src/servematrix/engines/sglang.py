@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from servematrix import models
 from servematrix.engines import ports, process
 from servematrix.engines.base import EnvironmentProblem, Launch, Say, Server
 from servematrix.engines.environments import ServerEnvironment, probe
@@ -44,9 +45,17 @@ class SglangEngine:
         self.reason = reason
         self._environment = environment
         self._prepared = environment is None
+        self._told_elsewhere = False
 
     def prepare(self, launch: Launch, say: Say) -> None:
-        """Make the server's environment where it is not there yet."""
+        """Make the server's environment, and bring its models, where they are not there yet."""
+        self._make_environment(say)
+        if models.is_elsewhere(launch) and not self._told_elsewhere:
+            say(models.ELSEWHERE)
+            self._told_elsewhere = True
+        models.ensure(launch, say)
+
+    def _make_environment(self, say: Say) -> None:
         if self._environment is None or self._prepared:
             return
         self._environment.make(say)
@@ -69,6 +78,9 @@ class SglangEngine:
     def environment(self, launch: Launch) -> dict[str, str]:
         """Return the configuration's variables, those that pin the server to its GPUs, and PATH.
 
+        A server whose models are all on disk asks no hub (HF_HUB_OFFLINE), unless the configuration
+        says otherwise: a hub that does not answer would keep it from starting.
+
         The Python's own folder is put on PATH where it is not: SGLang compiles kernels when it
         needs them, with programs such as ninja that are installed there.
 
@@ -89,7 +101,7 @@ class SglangEngine:
         programs = str(self.python.parent)
         if self.python.is_absolute() and programs not in path.split(os.pathsep):
             pins["PATH"] = os.pathsep.join((programs, path))
-        return {**launch.environment, **pins}
+        return {**models.offline(launch), **launch.environment, **pins}
 
     def start(self, launch: Launch) -> Server:
         """Launch, and wait until it generates; `prepare` comes first."""
