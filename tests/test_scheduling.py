@@ -210,6 +210,8 @@ def test_real_workers_do_so_too(pytester: pytest.Pytester, monkeypatch: pytest.M
         '{"reference": {"mine(size=long)": 9, "mine(size=small)": 5}}'
     )
     asked = ("--engine", "reference", "--config", "mine", "-n", "2")
+    listed = pytester.runpytest_subprocess(*asked, "--collect-only", "-q", timeout=120)
+    listed.stdout.fnmatch_lines(["6 tests collected *"])
     result = pytester.runpytest_subprocess(*asked, timeout=120)
     assert result.ret == 0, result.stdout
     result.stdout.fnmatch_lines(["*100%*", "*= 6 passed in *", "servematrix: exit 0*6 pass;*"])

@@ -59,7 +59,7 @@ def unknown(script: str, sessions: set[str], commands: dict[str, set[str]]) -> l
     """What a script calls of ours and is not there."""
     text = script.replace("\\\n", " ")
     found = []
-    for called, _, options in re.findall(r"nox -s ([\w ]+)( -- ([^\n]*))?", text):
+    for called, options in re.findall(r"nox -s ([\w ]+?) *(?:-- ([^\n]*))?(?:\n|$)", text):
         found += [one for one in called.split() if one not in sessions]
         known = {name for name, _ in plugin._OPTIONS}
         found += [one for one in re.findall(r"--[a-z][a-z-]*", options) if one not in known]
