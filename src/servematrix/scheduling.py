@@ -98,7 +98,9 @@ class CellEnds:
     def pytest_collection_modifyitems(
         self, session: pytest.Session, items: list[pytest.Item]
     ) -> None:
-        """Add the ends behind all tests, for the cells that have any left."""
+        """Add the ends behind all tests, for the cells that have any left; in workers alone."""
+        if not hasattr(session.config, "workerinput"):
+            return
         tests = [item for item in items if suite_of(getattr(item, "cls", None)) is not None]
         scopes = dict.fromkeys(item.nodeid.rpartition("[")[2] for item in tests)
         items += [CellEnd.from_parent(session, name=f"{_END}[{scope}") for scope in scopes]

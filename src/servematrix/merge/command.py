@@ -84,4 +84,4 @@ def _keep(file: Path, found: Sequence[Part]) -> None:
     newer = [durations.measured(part.folder) for part in oldest_first]
     durations.write(file, durations.updated(durations.read(file), newer))
     cells = sum(len(one) for by_engine in newer for one in by_engine.values())
-    say(f"{cells} durations kept in {file}")
+    say(f"{cells} duration{'s' * (cells != 1)} kept in {file}")

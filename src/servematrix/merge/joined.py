@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from servematrix import records
 from servematrix.exit_codes import Exit
 from servematrix.merge.parts import Part
 
@@ -90,7 +91,10 @@ class Joined:
 
 def join(parts: Sequence[Part], expected: Sequence[str]) -> Joined:
     """Join runs that `parts.check` let pass; `expected` are cells that one of them must have."""
-    rows = [_row(part, cell) for part in parts for cell in part.cells]
+    rows: list[Row] = []
+    for part in parts:
+        with records.as_written(part.folder):
+            rows += [_row(part, cell) for cell in part.cells]
     judged = {row.cell for row in rows if row.counts}
     return Joined(parts, rows, [cell for cell in expected if cell not in judged])
 
@@ -103,7 +107,7 @@ def _row(part: Part, cell: str) -> Row:
     return Row(
         cell,
         part.folder.name,
-        Counter(str(one["verdict"]) for one in verdicts),
+        dict(Counter(str(one["verdict"]) for one in verdicts)),
         problem,
         [
             f"{one['verdict']}: {one['kit']}.{one['test']}: {one['reason'].partition(_LINE)[0]}"

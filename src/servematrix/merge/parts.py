@@ -60,6 +60,11 @@ class Part:
         """The versions that servers gave of themselves, each as JSON."""
         return {json.dumps(one["versions"], sort_keys=True) for one in self.of_kind("cell")}
 
+    @property
+    def servematrix(self) -> object:
+        """The version of ours that ran it."""
+        return self.header.get("versions", {}).get("servematrix")
+
     def of_kind(self, kind: str) -> list[Record]:
         """Its records of one kind."""
         return [one for one in self.found if one["kind"] == kind]
@@ -82,7 +87,8 @@ def read(path: Path) -> Part:
         part = Part(folder, header, kept, ends[-1] if ends else None)
         # whatever a reader would trip over is found now, before anything is written
         _ = part.status, part.counts, part.cells, part.answered, header["engine"], header["time"]
-        _ = [gpu["uuid"] for gpu in header["gpus"]], header["simulated"]
+        _ = [gpu["uuid"] for gpu in header["gpus"]], header["simulated"], part.servematrix
+        _ = dict(header["configurations"]), dict(header.get("baselines") or {})
     return part
 
 
@@ -99,8 +105,7 @@ def check(parts: Sequence[Part]) -> None:
                 )
     for key, name in _SAME.items():
         _compare(parts, name, partial(_stated, key))
-    version = "version of servematrix"
-    _compare(parts, version, lambda part: part.header.get("versions", {}).get("servematrix"))
+    _compare(parts, "version of servematrix", lambda part: part.servematrix)
     served = {one for part in parts for one in part.answered}
     for part in parts:
         different = sorted(served - part.answered)

@@ -63,7 +63,7 @@ def _records(folder: Path, joined: Joined, command: Sequence[str]) -> Iterator[R
             "end": part.end,
         }
         for record in part.found:
-            if "path" in record:
+            if record["kind"] == "measurement" and "path" in record:
                 path = _copied(part.folder, record["path"], folder, place)
                 yield {**record, "path": path}
             else:
@@ -80,7 +80,7 @@ def _records(folder: Path, joined: Joined, command: Sequence[str]) -> Iterator[R
 def _header(joined: Joined, command: Sequence[str]) -> Record:
     headers = [part.header for part in joined.parts]
     first = headers[0]
-    gpus = {gpu["uuid"]: gpu for header in headers for gpu in header["gpus"]}
+    gpus = {str(gpu["uuid"]): gpu for header in headers for gpu in header["gpus"]}
     return {
         "kind": "run",
         "time": _now(),
