@@ -46,12 +46,19 @@ class Options:
     hellaswag: str | None = None
     dry: bool = False
     """Nothing will be started: where no GPU is visible, cells are planned without one."""
+    executor: str = "local"
+    """Where cells run; where that is not here, the GPUs of this machine are not looked at."""
 
     @classmethod
     def read(cls, found: argparse.Namespace, **named: Any) -> Options:
         """Take from parsed arguments those that are called as here, the others as `named`."""
         own = {one.name for one in fields(cls)} - named.keys()
         return cls(**{name: getattr(found, name) for name in own if hasattr(found, name)}, **named)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the cells run on other machines, which decide on their GPUs themselves."""
+        return self.executor != "local"
 
     @property
     def assignments(self) -> list[str]:
@@ -87,6 +94,8 @@ class PlannedCell:
     gpus: tuple[Gpu, ...]
     unfit: str | None = None
     """Why this cell cannot run here: the engine or the GPUs do not suit it; None where it can."""
+    broken: str | None = None
+    """How its run on another machine ended before all its tests had a verdict."""
 
     @property
     def id(self) -> str:
@@ -144,18 +153,26 @@ class Plan:
             found.add([*configs.secrets(cell.cell.config), *configs.secrets(cell.config)])
         return found
 
-    def subject(self, answered: Collection[str] = (), *, simulated: bool = False) -> str:
+    def subject(
+        self,
+        answered: Collection[str] = (),
+        *,
+        simulated: bool = False,
+        gpus: Collection[str] = (),
+    ) -> str:
         """What is going to answer, in words; `answered` is what did, as the servers themselves say.
 
-        `simulated` tells that an attached server turned out to be the embedded one.
+        `simulated` tells that an attached server turned out to be the embedded one, `gpus` what
+        other machines used.
         """
         note = SIMULATED if simulated else self.engine.note
         label = f" ({note})" if note else ""
         models = sorted({f"model {cell.config.model.path}" for cell in self.cells})
         if self.engine.name == "attach":
             models = [f"what {self.options.base_url} serves"]
-        used = sorted({gpu.name for cell in self.cells for gpu in cell.gpus})
-        shown = ", ".join(used) or "none"
+        used = sorted({*gpus, *(gpu.name for cell in self.cells for gpu in cell.gpus)})
+        assigned = self.options.elsewhere and self.engine.name == "sglang"
+        shown = ", ".join(used) or ("as Ray assigns them" if assigned else "none")
         if self.engine.name == "attach":
             here = ", ".join(sorted({gpu.name for gpu in self.visible}))
             shown = f"unknown (on this machine: {here})" if here else "unknown"
@@ -196,21 +213,29 @@ def plan(options: Options) -> Plan:
     """
     _check(options)
     cells = matrix.select(options.configs_directory, options.selections)
-    visible = gpus.visible() if options.base_url is None or _is_here(options.base_url) else []
-    decide = choice.intend if options.dry else choice.choose
-    engine = decide(
-        options.engine,
-        base_url=options.base_url,
-        server_python=options.server_python,
-        sglang_version=options.sglang,
-        gpus=visible,
-    )
+    here = options.base_url is None or _is_here(options.base_url)
+    visible = gpus.visible() if here and not options.elsewhere else []
+    engine = _engine(options, visible)
     cells = matrix.for_engine(options.configs_directory, cells, engine.name)
     planned = [_planned(cell, options, engine, visible) for cell in cells]
     unfit = [cell.unfit for cell in planned if cell.unfit]
     if planned and len(unfit) == len(planned):
         raise EnvironmentProblem(unfit[0])
     return Plan(options, engine, planned, visible)
+
+
+def _engine(options: Options, visible: Sequence[Gpu]) -> Engine:
+    python, version = options.server_python, options.sglang
+    if options.elsewhere:
+        return choice.assume(options.engine, server_python=python, sglang_version=version)
+    decide = choice.intend if options.dry else choice.choose
+    return decide(
+        options.engine,
+        base_url=options.base_url,
+        server_python=python,
+        sglang_version=version,
+        gpus=visible,
+    )
 
 
 def _is_here(base_url: str) -> bool:
@@ -256,7 +281,7 @@ def _planned(cell: Cell, options: Options, engine: Engine, visible: Sequence[Gpu
     misfit = _misfit(config, engine)
     if misfit:
         return PlannedCell(cell, config, (), unfit=f"{cell.id}: {misfit}")
-    if engine.name != "sglang" or (options.dry and not visible):
+    if engine.name != "sglang" or ((options.dry or options.elsewhere) and not visible):
         return PlannedCell(cell, config, ())
     try:
         chosen = gpus.select(visible, options.gpus, _requirement(config))

@@ -18,6 +18,7 @@ from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
 from servematrix.engines.base import EnvironmentProblem, Launch, ServerFailed
+from servematrix.executors import dispatch, usage
 from servematrix.exit_codes import Exit
 from servematrix.gpus import wait_until_free
 from servematrix.recording import Recording
@@ -48,12 +49,18 @@ class MatrixSession:
         self._check_workers()
         found = {cell.id: self._held_to(cell) for cell in self.plan.cells}
         held_to = {cell: one.record() for cell, one in found.items() if one is not None}
-        recording = Recording(config, self.plan, held_to, self._secrets)
+        elsewhere = dispatch.connect(config) if self.options.elsewhere else None
+        told = elsewhere.described() if elsewhere else None
+        recording = Recording(config, self.plan, held_to, self._secrets, told)
         config.pluginmanager.register(recording)
         self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
             self._verdicts = Verdicts(self._records)
             config.pluginmanager.register(self._verdicts)
+            if elsewhere is not None:
+                config.pluginmanager.register(
+                    dispatch.Dispatcher(config, self.plan, self._records, self._kept, elsewhere)
+                )
 
     @property
     def records(self) -> Run:
@@ -133,6 +140,8 @@ class MatrixSession:
         """A server of this cell, for as long as the context lasts."""
         if cell.unfit:
             pytest.skip(cell.unfit)
+        if cell.broken:
+            raise ServerFailed(cell.broken)
         launch = cell.launch(
             self.options,
             log=self.records.unused(cell.slug, ".log"),
@@ -247,6 +256,7 @@ def _options(config: pytest.Config) -> run.Options:
             f"say which server to test: --config NAME, one of {', '.join(configs.names(folder))}, "
             "or all"
         )
+    usage.check(option)
     return run.Options.read(
         option,
         selections=option.servematrix_config,
