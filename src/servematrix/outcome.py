@@ -54,7 +54,7 @@ class Outcome:
             if name == SHUTDOWN:
                 self._counts["error"] += 1
                 self._troubles["error", str(problem)].append(SHUTDOWN)
-        self._gpus |= {at for name, at in report.user_properties if name == "gpu"}
+        self._gpus |= {str(at) for name, at in report.user_properties if name == "gpu"}
         if isinstance(properties.get("verdict"), str):
             self._count(report.nodeid, properties)
 

@@ -7,10 +7,11 @@ yields for what the first had yielded, which holds only for tasks that always yi
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -164,7 +165,8 @@ class Cluster:
     def next(self, tasks: Sequence[Task], seconds: float) -> News | None:
         """Wait for the next news of any of these tasks; None where there was none in that time."""
         errors = self._ray.exceptions
-        ready, _ = self._ray.wait(list(tasks), num_returns=1, timeout=seconds)
+        with _quiet():
+            ready, _ = self._ray.wait(list(tasks), num_returns=1, timeout=seconds)
         if not ready:
             return None
         task = ready[0]
@@ -179,7 +181,8 @@ class Cluster:
             errors.OutOfMemoryError,
             errors.ObjectLostError,
         ) as error:
-            return News(task, lost=_told(error))
+            # the sentences behind are general advice
+            return News(task, lost=_told(error).partition(". ")[0])
         except errors.RayError as error:
             return News(task, failed=_told(error))
 
@@ -190,7 +193,8 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; one that was started for this run ends."""
-        self._ray.shutdown()
+        with _quiet():
+            self._ray.shutdown()
 
 
 def whereabouts() -> dict[str, str]:
@@ -203,6 +207,16 @@ def whereabouts() -> dict[str, str]:
         "node_id": context.get_node_id(),
         "assigned": ",".join(context.get_accelerator_ids().get("GPU", ())),
     }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray prints from its threads off the terminal.
+
+    A lost node is told by us, and by Ray in some thirty lines, also behind the last line of a run.
+    """
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 def _told(error: BaseException) -> str:

@@ -106,6 +106,10 @@ class Dispatcher:
                 self._incoming.give(part)
         return True
 
+    def pytest_sessionfinish(self) -> None:
+        """Leave the cluster before the last lines: Ray's threads print, too."""
+        self._cluster.close()
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """What ran more than once, and why."""
         if self._lost:

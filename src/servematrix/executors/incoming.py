@@ -120,7 +120,7 @@ class Incoming:
             config=self._config, data=event["report"]
         )
         if found.nodeid in {item.nodeid for item in part.items}:
-            found.user_properties = [(str(name), at) for name, at in found.user_properties]
+            _with_tuples(found)
             found.user_properties += [("node", part.place), *(("gpu", name) for name in part.gpus)]
             part.reports.setdefault(found.nodeid, []).append(found)
 
@@ -130,3 +130,14 @@ class Incoming:
 
     def _ended(self, part: Part, event: Event) -> None:
         part.ended = f"it ended ({event['how']}); the end of its output:\n{event['output']}"
+
+
+def _with_tuples(report: pytest.TestReport) -> None:
+    """Make tuples again of those that JSON made lists of."""
+    if isinstance(report.longrepr, list):
+        path, line, reason = report.longrepr
+        report.longrepr = (path, line, reason)
+    path, line, name = report.location
+    report.location = (path, line, name)
+    report.sections = [(name, text) for name, text in report.sections]
+    report.user_properties = [(str(name), at) for name, at in report.user_properties]
