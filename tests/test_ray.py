@@ -20,11 +20,9 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from servematrix import records
-
-pytest.importorskip("ray", reason='pip install "servematrix[ray]"')
-from ray.cluster_utils import Cluster
 
 SECONDS = 120.0
 """For anything that is waited for here; some ten are usual on two cores."""
@@ -137,7 +135,7 @@ def mark() -> Iterator[str]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.delenv("PYTEST_ADDOPTS", raising=False)
         yield found
-        wait(lambda: not processes(found), f"the end of {processes(found)}")
+        wait(lambda: not processes(found), "the end of all that the module started")
 
 
 class Nodes:
@@ -201,7 +199,8 @@ class Project:
 
     def start(self, *options: str, **variables: str) -> subprocess.Popen[str]:
         """Start a run on the cluster."""
-        where = ("--executor", "ray", "--ray-address", self.address)
+        at = ("--ray-address", self.address) if self.address else ()
+        where = ("--executor", "ray", *at)
         command = [sys.executable, "-m", "pytest", "--engine", "reference", *where, *options]
         return subprocess.Popen(
             command,
@@ -371,7 +370,8 @@ def test_a_killed_run_leaves_nothing_and_goes_on(project: Project, nodes: Nodes,
     nodes.kill(node)
 
 
-def test_a_cell_that_breaks_on_its_node_is_an_error(project: Project) -> None:
+def test_a_cell_that_breaks_is_an_error_on_a_ray_of_its_own_too(mark: str, tmp_path: Path) -> None:
+    project = make(tmp_path)
     (project.folder / "conftest.py").write_text(
         "import os\n\nif 'SERVEMATRIX_REPORTS' in os.environ:\n    raise RuntimeError('no luck')\n"
     )
@@ -382,3 +382,5 @@ def test_a_cell_that_breaks_on_its_node_is_an_error(project: Project) -> None:
     assert "plain: no verdict came of its run on" in verdict["reason"]
     assert "(exit 4)" in verdict["reason"]
     assert "RuntimeError: no luck" in text
+    assert "executor ray" in text
+    assert "at a Ray of this run's own" in text

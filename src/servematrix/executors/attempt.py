@@ -14,7 +14,6 @@ import platform
 import selectors
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +21,7 @@ from typing import Any, Final
 from servematrix import outside, records
 from servematrix.engines.guard import guarded
 from servematrix.engines.log import last_lines
-from servematrix.executors import reports
+from servematrix.executors import reports, scratch
 from servematrix.executors.cluster import whereabouts
 from servematrix.provenance import source
 
@@ -45,8 +44,8 @@ def run(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if source() != order["source"]:
         yield {"what": "another", "source": source()}
         return
-    with tempfile.TemporaryDirectory(prefix="servematrix-cell-") as made:
-        yield from _run(order, Path(made))
+    with scratch.folder() as folder:
+        yield from _run(order, folder)
 
 
 def _run(order: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:

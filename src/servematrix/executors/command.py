@@ -1,6 +1,6 @@
 """The run of one cell on a node: pytest's arguments for what the whole run was asked for.
 
-Paths within the project are given relative to its root, because a node may have it elsewhere.
+Files of the project are named from its root, because a node may have it elsewhere.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 from servematrix.run import Options, PlannedCell
 
 _AS_GIVEN = ("engine", "sglang", "start_deadline", "api_key_env")
-_PATHS = ("server_python", "hellaswag")
-_PATH_OR_ID = ("model", "draft_model")
+_NEVER_SENT = ("server_python", "model", "draft_model")
+"""Environments and weights are on the nodes already: these may be paths, which stay whole."""
 _OURS = ("-p", "servematrix.plugin", "-p", "servematrix.executors.reports")
 
 
@@ -54,12 +54,12 @@ def _named(config: pytest.Config, options: Options, root: Path) -> Iterator[str]
     here = config.invocation_params.dir
     baselines = config.option.baselines
     found = {name: getattr(options, name) for name in _AS_GIVEN}
-    for name in _PATHS:
+    for name in _NEVER_SENT:
         value = getattr(options, name)
-        found[name] = value if value is None else _path(root, here, value)
-    for name in _PATH_OR_ID:
-        value = getattr(options, name)
-        found[name] = _path(root, here, value) if value and (here / value).exists() else value
+        is_path = value is not None and (here / value).exists()
+        found[name] = os.path.normpath(here / value) if is_path else value
+    hellaswag = options.hellaswag
+    found["hellaswag"] = hellaswag if hellaswag is None else _path(root, here, hellaswag)
     found["baselines"] = baselines if baselines is None else _path(root, here, baselines)
     for name, value in found.items():
         if value is not None:
@@ -69,8 +69,6 @@ def _named(config: pytest.Config, options: Options, root: Path) -> Iterator[str]
 
 
 def _path(root: Path, here: Path, named: str) -> str:
-    """A path as a node has it; links stay, as a Python of an environment is one."""
-    if os.sep not in named and not (here / named).exists():
-        return named  # found on PATH
+    """A path as a node has it: within the project from its root, and else as it is here."""
     whole = Path(os.path.normpath(here / named))
     return str(whole.relative_to(root)) if whole.is_relative_to(root) else str(whole)

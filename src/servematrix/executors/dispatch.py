@@ -216,7 +216,10 @@ class Dispatcher:
 
     def _finish(self, session: pytest.Session, part: Part) -> None:
         """Tell pytest of a cell, and of the tests in it that came to no verdict."""
+        if part.host:
+            self._say(f"{part.planned.id}: {len(part.verdicts())} verdicts from {part.place}")
         self._incoming.give(part)
+        _stop_where_asked(session)
         missing = part.missing()
         if missing and not part.planned.unfit and not part.planned.broken:
             place = f" on {part.place}" if part.host else ""
@@ -224,7 +227,6 @@ class Dispatcher:
                 broken=f"{part.planned.id}: no verdict came of its run{place}: {part.ended}"
             )
         self._run_here(session, missing)
-        _stop_where_asked(session)
 
     def _run_here(self, session: pytest.Session, items: Sequence[pytest.Item]) -> None:
         for item, following in zip_longest(items, items[1:]):

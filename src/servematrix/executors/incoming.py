@@ -83,10 +83,11 @@ class Incoming:
         if kind == "run":
             self._place(part, record)
         elif kind != "end":
+            record |= {"node": part.place}
             if kind == "cell":
                 self._check_kept(part, record)
                 record |= {"in_place_of": list(part.planned.cell.in_place_of)}
-                record |= {"node": part.place, "attempt": part.attempt}
+                record |= {"attempt": part.attempt}
             if event["file"] is not None:
                 payload = json.loads(outside.unpacked(event["file"]))
                 record["path"] = self._records.attach(Path(record["path"]).stem, payload)
