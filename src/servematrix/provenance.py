@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -81,6 +82,7 @@ def git_changes(folder: Path) -> str | None:
     return hashlib.sha256(changes.encode()).hexdigest() if changes else None
 
 
+@functools.cache
 def source() -> str:
     """Version of this package and the beginning of the sha256 of its files, which tells apart more.
 

@@ -135,7 +135,7 @@ class Dispatcher:
         if not news.over:
             running.append(part)
             self._take(part, news)
-        elif news.lost is None:
+        elif news.lost is None or not part.missing():
             part.ended = part.ended or f"its task ended: {news.failed or 'it said nothing'}"
             self._finish(session, part)
         elif self._again(part, news.lost):
@@ -197,18 +197,9 @@ class Dispatcher:
         nodes = self._cluster.nodes() if waiting else []
         found = []
         for part in waiting:
-            if any(node.takes(part.demand) for node in nodes):
-                part.misses_since = None
-                continue
-            part.misses_since = part.misses_since or time.monotonic()
-            if time.monotonic() - part.misses_since >= self._wait:
+            told = part.cannot_run(nodes, self._wait)
+            if told:
                 self._cluster.cancel(part.task)
-                has = "; ".join(node.told() for node in nodes) or "none"
-                told = (
-                    f"{part.planned.id}: {part.demand.told()} needed, and no node of the Ray "
-                    f"cluster has that: {has}; where an autoscaler adds nodes, say with --ray-wait "
-                    "SECONDS how long to wait"
-                )
                 # a cell that had begun has lost its node, which is no reason not to apply
                 part.replan(**{"unfit" if part.attempt == 1 else "broken": told})
                 found.append(part)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pytest
 
-from servematrix.executors.cluster import Demand, Task
+from servematrix.executors.cluster import Demand, Node, Task
 from servematrix.run import PlannedCell
 from servematrix.suite import suite_of
 from servematrix.verdicts import SHUTDOWN
@@ -72,6 +73,20 @@ class Part:
     def missing(self) -> list[pytest.Item]:
         """The tests without a verdict."""
         return [one for one in self.items if verdict_of(self.reports.get(one.nodeid, ())) is None]
+
+    def cannot_run(self, nodes: Sequence[Node], seconds: float) -> str | None:
+        """Why no node will take it, after none could for so long; None while one may."""
+        if any(node.takes(self.demand) for node in nodes):
+            self.misses_since = None
+            return None
+        self.misses_since = self.misses_since or time.monotonic()
+        if time.monotonic() - self.misses_since < seconds:
+            return None
+        return (
+            f"{self.planned.id}: {self.demand.told()} needed, and no node of the Ray cluster has "
+            f"that: {'; '.join(node.told() for node in nodes) or 'it has none'}; where an "
+            "autoscaler adds nodes, say with --ray-wait SECONDS how long to wait"
+        )
 
     def replan(self, **changes: str) -> None:
         """Change the cell that its tests will see."""
