@@ -246,10 +246,11 @@ class Told:
     def submit(self, function, order, demand, name):
         self.orders.append(order)
         Path("orders.json").write_text(json.dumps(self.orders))
-        return object()
+        return type("Task", (), {"cell": name.removeprefix("servematrix ")})()
 
     def next(self, tasks, seconds):
-        news = self.script["news"].pop(0) if self.script["news"] else {}
+        waiting = self.script["news"][tasks[0].cell]
+        news = waiting.pop(0) if waiting else {}
         for part in [news.get("event", {})]:
             if "file" in part and part["file"] is not None:
                 part["file"] = bytes.fromhex(part["file"])
@@ -270,7 +271,11 @@ class Elsewhere(dispatch.Elsewhere):
 dispatch.Elsewhere = Elsewhere
 """
 BEGAN = {"what": "began", "host": "a", "node": "10.0.0.1", "node_id": "1", "assigned": ""}
-FIRST, SECOND = (f"test_mine.py::TestMine::test_{name}[mine]" for name in ("first", "second"))
+
+
+def named(test: str, fate: str = "") -> str:
+    cell = f"mine(fate={fate})" if fate else "mine"
+    return f"test_mine.py::TestMine::test_{test}[{cell}]"
 
 
 def event(what: str, **more: Any) -> dict[str, Any]:
@@ -282,10 +287,12 @@ def record(kind: str, **fields: Any) -> dict[str, Any]:
     return event("record", line=line, file=None)
 
 
-def concluded(nodeid: str, outcome: str, reason: str = "because") -> list[dict[str, Any]]:
+def concluded(test: str, fate: str, outcome: str, reason: str = "because") -> list[dict[str, Any]]:
     """What a node tells of a test with this verdict."""
-    own = {"cell": "mine", "kit": "mine", "test": "t", "rule": "r", "reason": reason, "numbers": {}}
-    properties = {"cell": "mine", "verdict": outcome, "reason": reason, "server": "simulated"}
+    nodeid = named(test, fate)
+    cell = nodeid.partition("[")[2][:-1]
+    own = {"cell": cell, "kit": "mine", "test": "t", "rule": "r", "reason": reason, "numbers": {}}
+    properties = {"cell": cell, "verdict": outcome, "reason": reason, "server": "simulated"}
     report = {
         "$report_type": "TestReport",
         "nodeid": nodeid,
@@ -318,9 +325,20 @@ def told(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable
     Path("configs/mine.toml").write_text(CONFIG)
     pytester.makepyfile(test_mine=SUITE)
 
-    def run(*news: Any, nodes: Any = ({"CPU": 1.0},), options: tuple[str, ...] = ()) -> Any:
+    def run(
+        *news: Any,
+        cells: dict[str, list[Any]] | None = None,
+        nodes: Any = ({"CPU": 1.0},),
+        options: tuple[str, ...] = (),
+    ) -> Any:
+        """`news` are of the one cell `mine`, `cells` those of `mine(fate=KEY)` each."""
+        if cells:
+            fates = f"suites = ['mine']\naxis.fate = {list(cells)}"
+            Path("configs/mine.toml").write_text(CONFIG.replace('suites = ["mine"]', fates))
+        told = {f"mine(fate={fate})": told for fate, told in (cells or {}).items()}
         pytester.makeconftest(CLUSTER)
-        Path("script.json").write_text(json.dumps({"news": news, "nodes": nodes}))
+        script = {"news": told or {"mine": news}, "nodes": nodes}
+        Path("script.json").write_text(json.dumps(script))
         given = ("--engine", "reference", "--config", "mine", "--executor", "ray", *options)
         return pytester.runpytest_subprocess(*given, timeout=60)
 
@@ -331,68 +349,86 @@ def recorded(kind: str) -> list[dict[str, Any]]:
     return [one for one in records.read(Path("results/latest")) if one["kind"] == kind]
 
 
-def test_verdicts_of_a_node_are_verdicts_of_the_run(told) -> None:
-    result = told(
-        event("began"),
-        *concluded(FIRST, "pass"),
-        *concluded(SECOND, "fail", "3 < 4"),
-        event("log", text="the log"),
-        event("ended", how="exit 1", output=""),
-    )
-    assert result.ret == 1
-    result.assert_outcomes(passed=1, failed=1)
-    assert [one["verdict"] for one in recorded("verdict")] == ["pass", "fail"]
-    assert {one["node"] for one in recorded("verdict")} == {"a (10.0.0.1)"}
-    assert recorded("verdict")[0]["time"] > "2026-01-02", "this machine's clock"
-    assert Path("results/latest/mine.log").read_text() == "the log"
-    assert "fail: test_second[mine]: 3 < 4" in result.outlines
+def attached() -> dict[str, Any]:
+    """A file of a node, under a name that is none of ours."""
+    line = {"kind": "measurement", "time": "t", "cell": "mine", "kit": "k", "name": "n"}
+    line["path"] = "../../../etc/passwd"
+    return event("record", line=json.dumps(line), file=gzip.compress(b"[1, 2]").hex())
 
 
-def test_a_failed_gate_is_not_tried_again_on_another_node(told) -> None:
-    result = told(
-        event("began"),
-        *concluded(SECOND, "fail"),
-        *concluded(FIRST, "pass"),
-        {"lost": "NodeDiedError"},
-        event("began"),
-        *concluded(FIRST, "pass"),
-    )
-    assert result.ret == 1
-    result.assert_outcomes(passed=1, failed=1)
-    (lost,) = recorded("lost")
-    assert lost["again"] == [FIRST, "shutdown[mine]"]
-    first, second = (one["arguments"] for one in json.loads(Path("orders.json").read_text()))
-    assert (FIRST in first, SECOND in first) == (True, True)
-    assert (FIRST in second, SECOND in second) == (True, False)
-    assert "1 verdicts of it do not count, 1 failed stand; the cell runs again" in str(
-        result.stdout
-    )
-
-
-def test_a_cell_whose_node_is_lost_each_time_is_an_error(told) -> None:
+def test_each_cell_of_a_run_has_its_own_fate(told) -> None:
     lost = [event("began"), {"lost": "NodeDiedError"}]
-    result = told(*lost, *lost, *lost)
+    fates = {
+        "whole": [
+            event("began"),
+            attached(),
+            *concluded("first", "whole", "pass"),
+            *concluded("second", "whole", "fail", "3 < 4"),
+            event("log", text="the log"),
+            event("ended", how="exit 1", output=""),
+        ],
+        "gate": [
+            event("began"),
+            *concluded("second", "gate", "fail"),
+            {"lost": "NodeDiedError"},
+            event("began"),
+            *concluded("first", "gate", "pass"),
+        ],
+        "late": [  # its node is lost when all is said
+            event("began"),
+            *concluded("first", "late", "pass"),
+            *concluded("second", "late", "pass"),
+            {"lost": "NodeDiedError"},
+        ],
+        "lost": [*lost, *lost, *lost],
+        "task": [{"failed": "RuntimeEnvSetupError: no space left"}],
+        "silent": [
+            event("began"),
+            *concluded("first", "silent", "pass"),
+            event("ended", how="exit 4", output="no such option"),
+        ],
+    }
+    result = told(cells=fates)
     assert result.ret == 6
-    assert [one["attempt"] for one in recorded("lost")] == [1, 2, 3]
-    reasons = [one["reason"] for one in recorded("verdict")]
-    assert len(reasons) == 2
-    assert "its node was lost 3 times, the last time a (10.0.0.1): NodeDiedError" in reasons[0]
-
-
-def test_a_task_that_fails_is_an_error_and_does_not_run_again(told) -> None:
-    result = told({"failed": "RuntimeEnvSetupError: no space left"})
-    assert result.ret == 6
-    assert len(json.loads(Path("orders.json").read_text())) == 1
-    assert "RuntimeEnvSetupError: no space left" in recorded("verdict")[0]["reason"]
-
-
-def test_a_test_that_a_node_says_nothing_of_is_an_error(told) -> None:
-    ended = event("ended", how="exit 4", output="no such option")
-    result = told(event("began"), *concluded(FIRST, "pass"), ended)
-    assert result.ret == 6
-    assert [one["verdict"] for one in recorded("verdict")] == ["pass", "error"]
-    assert "it ended (exit 4)" in recorded("verdict")[1]["reason"]
-    assert "no such option" in str(result.stdout)
+    verdicts: dict[str, list[Any]] = {fate: [] for fate in fates}
+    for one in records.standing(records.read(Path("results/latest"))):
+        if one["kind"] == "verdict":
+            verdicts[one["cell"][10:-1]].append(one)
+    found = {fate: [one["verdict"] for one in ones] for fate, ones in verdicts.items()}
+    assert found == {
+        "whole": ["pass", "fail"],
+        # a failed gate is not tried again, on no node
+        "gate": ["fail", "pass"],
+        "late": ["pass", "pass"],
+        "lost": ["error", "error"],
+        "task": ["error", "error"],
+        "silent": ["pass", "error"],
+    }
+    assert "2 fail, 5 pass" in result.outlines[-1].replace("5 error, ", "")
+    assert all(one["node"] == "a (10.0.0.1)" for one in verdicts["whole"])
+    assert verdicts["whole"][0]["time"] > "2026-01-02", "this machine's clock"
+    assert Path("results/latest/mine-fate=whole.log").read_text() == "the log"
+    assert "fail: test_second[mine(fate=whole)]: 3 < 4" in result.outlines
+    (measured,) = recorded("measurement")
+    assert measured["path"] == "files/passwd.json"
+    assert records.attached(Path("results/latest"), "files/passwd.json") == [1, 2]
+    # what was run again
+    lost_ones = [(one["cell"][10:-1], one["attempt"]) for one in recorded("lost")]
+    assert sorted(lost_ones) == [("gate", 1), ("lost", 1), ("lost", 2), ("lost", 3)]
+    (gate,) = (one for one in recorded("lost") if one["cell"] == "mine(fate=gate)")
+    assert gate["again"] == [named("first", "gate"), "shutdown[mine(fate=gate)]"]
+    orders = [one["arguments"] for one in json.loads(Path("orders.json").read_text())]
+    assert sum(named("second", "gate") in one for one in orders) == 1
+    assert sum(named("first", "gate") in one for one in orders) == 2
+    assert sum(named("first", "task") in one for one in orders) == 1
+    text = str(result.stdout)
+    assert "0 verdicts of it do not count, 1 failed stand; the cell runs again" in text
+    # why there is no verdict
+    again = "its node was lost 3 times, the last time a (10.0.0.1): NodeDiedError"
+    assert again in verdicts["lost"][0]["reason"]
+    assert "RuntimeEnvSetupError: no space left" in verdicts["task"][0]["reason"]
+    assert "it ended (exit 4)" in verdicts["silent"][1]["reason"]
+    assert "no such option" in text
 
 
 def test_a_cell_that_no_node_takes_does_not_apply(told) -> None:
@@ -405,7 +441,7 @@ def test_a_cell_that_no_node_takes_does_not_apply(told) -> None:
 
 def test_a_node_that_is_added_in_time_takes_the_cell(told) -> None:
     nodes = ({"CPU": 0.0}, {"CPU": 0.0}, {}, {"CPU": 1.0})
-    news = (event("began"), *concluded(FIRST, "pass"), *concluded(SECOND, "pass"))
+    news = (event("began"), *concluded("first", "", "pass"), *concluded("second", "", "pass"))
     result = told(*news, nodes=nodes, options=("--ray-wait", "60"))
     assert result.ret == 0
     assert not Path("cancelled").exists()
@@ -445,26 +481,30 @@ def test_what_a_node_tells_is_checked(
         incoming.take(part, news["event"])
 
 
-def test_a_file_of_a_node_lies_in_the_run_whatever_it_is_called(told) -> None:
-    line = {"kind": "measurement", "time": "t", "cell": "mine", "kit": "k", "name": "n"}
-    line["path"] = "../../../etc/passwd"
-    packed = gzip.compress(b"[1, 2]").hex()
-    told(event("began"), event("record", line=json.dumps(line), file=packed))
-    (found,) = recorded("measurement")
-    assert found["path"] == "files/passwd.json"
-    assert records.attached(Path("results/latest"), found["path"]) == [1, 2]
-
-
-def test_the_first_failure_ends_the_run_where_that_is_asked(told) -> None:
+def test_a_cell_is_asked_for_as_the_run_was_and_its_failure_may_end_it(told) -> None:
+    Path("items.jsonl").write_text("{}\n")
+    options = ("--set", "environment.A=b c", "--hellaswag", "items.jsonl", "--no-baseline", "-x")
     result = told(
         event("began"),
-        *concluded(FIRST, "fail"),
+        *concluded("first", "", "fail"),
         event("ended", how="exit 1", output=""),
-        options=("-x",),
+        options=options,
     )
     assert result.ret == 1
     assert "stopping after 1 failures" in str(result.stdout)
     assert len(recorded("verdict")) == 1, "the other test is not looked at"
+    (order,) = json.loads(Path("orders.json").read_text())
+    line = order["arguments"]
+    assert "--executor=local" in line
+    assert "--config=mine" in line
+    assert "--configs=configs" in line
+    assert "--set=environment.A=b c" in line
+    assert "--hellaswag=items.jsonl" in line
+    assert "--engine=reference" in line
+    assert "--no-baseline" in line
+    assert line[-2:] == [named("first"), named("second")]
+    assert order["source"] == provenance.source()
+    assert order["root"] == str(Path.cwd())
 
 
 def test_workers_and_a_cluster_exclude_one_another(told) -> None:
@@ -477,26 +517,8 @@ def test_workers_and_a_cluster_exclude_one_another(told) -> None:
 def test_a_run_that_only_collects_needs_no_cluster(told) -> None:
     result = told(options=("--collect-only", "-q"))
     assert result.ret == 0
-    assert FIRST in result.outlines
+    assert named("first") in result.outlines
     assert not Path("orders.json").exists()
-
-
-def test_the_run_of_a_cell_is_asked_for_as_the_whole_run_was(told) -> None:
-    Path("items.jsonl").write_text("{}\n")
-    options = ("--set", "environment.A=b c", "--hellaswag", "items.jsonl", "--no-baseline")
-    told(event("began"), options=options)
-    (order,) = json.loads(Path("orders.json").read_text())
-    line = order["arguments"]
-    assert "--executor=local" in line
-    assert "--config=mine" in line
-    assert "--configs=configs" in line
-    assert "--set=environment.A=b c" in line
-    assert "--hellaswag=items.jsonl" in line
-    assert "--engine=reference" in line
-    assert "--no-baseline" in line
-    assert line[-2:] == [FIRST, SECOND]
-    assert order["source"] == provenance.source()
-    assert order["root"] == str(Path.cwd())
 
 
 def test_records_of_a_run_are_read_with_the_nodes_of_it(tmp_path: Path) -> None:
