@@ -166,7 +166,12 @@ class Nodes:
     def add(self, gpus: int, accelerator: str) -> str:
         """Add a node; returns its id."""
         kind = {"resources": {f"accelerator_type:{accelerator}": 1}}
-        node = self.cluster.add_node(**self._small(gpus, gpus), **kind)
+        # as what a shell starts with `&` does
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            node = self.cluster.add_node(**self._small(gpus, gpus), **kind)
+        finally:
+            signal.signal(signal.SIGINT, before)
         self.added.append(node)
         return str(node.node_id)
 

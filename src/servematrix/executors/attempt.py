@@ -12,8 +12,10 @@ import json
 import os
 import platform
 import selectors
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +42,9 @@ def run(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     `order` has `arguments` (of pytest), `root` (of the project; None for this process's folder) and
     `source`, which this package must have too; else `another` is all that follows.
     """
+    if threading.current_thread() is threading.main_thread():
+        # Ray cancels by an interrupt, which a Ray that a shell started with `&` was told to ignore
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     yield {"what": "began", "host": platform.node(), **whereabouts()}
     if source() != order["source"]:
         yield {"what": "another", "source": source()}
