@@ -167,6 +167,8 @@ def _needs(config: configs.Configuration) -> str:
         parts.append(f"{requires.memory_gib:g} GiB")
     if requires.compute_capability:
         parts.append(f"cc {requires.compute_capability}")
+    if requires.accelerator:
+        parts.append(f"{requires.accelerator} (ray)")
     return "\n".join(parts)
 
 

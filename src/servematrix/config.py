@@ -65,17 +65,21 @@ class _Table(BaseModel):
 class Requires(_Table):
     """What a configuration needs of the machine; engine `reference` needs none of it.
 
-    No GPU at all (`gpus = 0`) makes it one for engines that serve without.
+    No GPU at all (`gpus = 0`) makes it one for engines that serve without. `accelerator` is a name
+    of `ray.util.accelerators`, by which Ray chooses a node.
     """
 
     gpus: int = Field(default=1, ge=0)
     memory_gib: float | None = Field(default=None, gt=0)
     compute_capability: str | None = Field(default=None, pattern=r"^(>=)?\d+\.\d+$")
+    accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 
     @model_validator(mode="after")
     def _nothing_of_no_gpu(self) -> Requires:
         if self.gpus == 0 and (self.memory_gib or self.compute_capability):
             raise ValueError("gpus = 0 asks for no GPU, and memory or compute capability for one")
+        if self.gpus == 0 and self.accelerator:
+            raise ValueError("gpus = 0 asks for no GPU, and accelerator for one")
         return self
 
 

@@ -39,6 +39,7 @@ class Outcome:
         self._outcomes: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._strict = strict
         self._answered: set[str] = set()
+        self._gpus: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._troubles: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._server_failed = False
@@ -59,6 +60,7 @@ class Outcome:
             if name == SHUTDOWN:
                 self._counts["error"] += 1
                 self._troubles["error", str(problem)].append(SHUTDOWN)
+        self._gpus |= {str(at) for name, at in report.user_properties if name == "gpu"}
         if isinstance(properties.get("verdict"), str):
             self._count(report.nodeid, properties)
 
@@ -143,7 +145,7 @@ class Outcome:
         told = shown(
             f"servematrix: exit {int(self._exit)} ({self._meaning()}): "
             f"{counts or 'no verdicts'}{kept}; "
-            f"{self._plan.subject(self._answered, simulated=self._simulated)}; "
+            f"{self._plan.subject(self._answered, simulated=self._simulated, gpus=self._gpus)}; "
             f"{self._plan.engine.reason}; "
             f"records in {self._records.folder}"
         )

@@ -94,6 +94,32 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "help": "GPUs for the server: positions or UUIDs, counted within CUDA_VISIBLE_DEVICES",
         },
     ),
+    (
+        "--executor",
+        {
+            "choices": ("local", "ray"),
+            "default": "local",
+            "help": "where cells run: here, or as tasks of a Ray cluster (docs/cluster.md)",
+        },
+    ),
+    (
+        "--ray-address",
+        {
+            "metavar": "HOST:PORT",
+            "help": "the Ray cluster (RAY_ADDRESS, else a Ray of this run's own); auto: the one"
+            " that this machine is a node of",
+        },
+    ),
+    (
+        "--ray-wait",
+        {
+            "type": float,
+            "default": 0.0,
+            "metavar": "SECONDS",
+            "help": "how long a cell waits for a node that could take it, where an autoscaler"
+            " adds nodes (0)",
+        },
+    ),
     ("--port", {"type": int, "default": 0, "help": "port of the server (0: a free one)"}),
     (
         "--start-deadline",

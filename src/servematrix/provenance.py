@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -81,6 +82,19 @@ def git_changes(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return hashlib.sha256(changes.encode()).hexdigest() if changes else None
+
+
+@functools.cache
+def source() -> str:
+    """Version of this package and the beginning of the sha256 of its files, which tells apart more.
+
+    Two checkouts may have the same version and measure differently.
+    """
+    folder = Path(__file__).parent
+    content = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return f"{__version__} (sha256 {content.hexdigest()[:12]})"
 
 
 def _sha256(path: str | None) -> str | None:

@@ -33,8 +33,12 @@ class Recording:
         held_to: Mapping[str, Mapping[str, str]],
         hidden: Secrets,
         waivers: Waivers,
+        executor: Mapping[str, Any] | None = None,
     ) -> None:
-        """`held_to` are the baselines of the cells, `hidden` the secrets."""
+        """`held_to` are the baselines of the cells, `hidden` the secrets.
+
+        `executor` is what runs the cells where that is not this process.
+        """
         self._waivers = waivers
         self.records: Run | None = None
         self.kept = Kept()
@@ -43,7 +47,7 @@ class Recording:
             self.records = Run(Path(worker["servematrix_run"]), hidden)
             self.kept = Kept(nodeids=worker["servematrix_kept"], answered=worker["servematrix_by"])
         else:
-            self._open(config, plan, held_to, hidden)
+            self._open(config, plan, held_to, hidden, executor)
         config.pluginmanager.register(KeptTests(self.kept.nodeids))
 
     def _open(
@@ -52,9 +56,11 @@ class Recording:
         plan: Plan,
         held_to: Mapping[str, Mapping[str, str]],
         hidden: Secrets,
+        executor: Mapping[str, Any] | None,
     ) -> None:
         header = provenance.header(plan, config.rootpath, provenance.command_line())
         header |= {"baselines": dict(held_to), "selection": provenance.selection(config)}
+        header |= {"executor": dict(executor or {"name": "local"})}
         root, named = Path(config.option.results), config.option.resume
         folder = None if named is None else resume.find(root, named)
         if config.option.collectonly:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,15 @@ _TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     | {"numbers": dict, "waived": dict},
     "resume": {"again": list},
     "part": {"header": dict},
+    "lost": {"cell": str, "again": list},
+    "node": {"cell": str, "gpus": list},
     "end": {"exit_code": int},
 }
 """Of what readers use in each kind of record, where it is there."""
+
+
+_OF_PLACES = ("node", "lost")
+"""Kinds of records that say where a cell ran; they are true whatever came of it."""
 
 
 class RecordsError(Exception):
@@ -200,7 +206,7 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
                 if not line.endswith(b"\n"):
                     break
                 whole += 1
-                yield _parsed(line.decode(), path, whole)
+                yield parsed(line.decode(), path, whole)
     except (OSError, ValueError) as error:
         raise RecordsError(f"cannot read {path}: {error}") from error
     if not whole:
@@ -220,16 +226,30 @@ def is_torn(folder: Path) -> bool:
 
 
 def standing(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of a run without the verdicts that were reached again when it was taken up."""
+    """The records of a run without what was measured again.
+
+    That are the verdicts that were reached again when it was taken up, and all that a cell had
+    found on a node that was `lost`, but for verdicts that are not reached again. The first record
+    has the GPUs of all nodes.
+    """
     kept: list[dict[str, Any]] = []
     for record in found:
-        if record["kind"] == "resume":
+        if record["kind"] in ("resume", "lost"):
             again = set(map(str, record.get("again", ())))
-            kept = [
-                one for one in kept if one["kind"] != "verdict" or one.get("nodeid") not in again
-            ]
+            broken = record["cell"] if record["kind"] == "lost" else None
+            kept = [one for one in kept if _stands(one, again, broken)]
+        elif record["kind"] == "node" and kept:
+            seen = [one for one in record["gpus"] if one not in kept[0]["gpus"]]
+            kept[0] = kept[0] | {"gpus": [*kept[0]["gpus"], *seen]}
         kept.append(record)
     return kept
+
+
+def _stands(record: Mapping[str, Any], again: Collection[str], broken: str | None) -> bool:
+    """Whether a record stands when tests run `again`, all else of the cell `broken` with them."""
+    if record["kind"] == "verdict":
+        return record.get("nodeid") not in again
+    return broken is None or record.get("cell") != broken or record["kind"] in _OF_PLACES
 
 
 def attached(folder: Path, path: str) -> Any:
@@ -253,7 +273,8 @@ def as_written(folder: Path) -> Iterator[None]:
         raise RecordsError(f"{folder / FILE}: not the records of a run: {what}") from error
 
 
-def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+def parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+    """One line of a run's records, checked; `path` and `number` say in a RecordsError which."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

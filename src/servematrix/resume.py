@@ -160,9 +160,10 @@ def read(folder: Path, header: Record, hidden: Secrets | None = None) -> Kept:
 
 def _read(folder: Path, header: Record, hidden: Secrets | None) -> Kept:
     torn = records.is_torn(folder)
-    found = records.standing(records.read(folder))
+    every = list(records.read(folder))
+    found = records.standing(every)
     _check_broken(folder, found)
-    _check_same(folder, found[0], (hidden or Secrets()).plain(header))
+    _check_same(folder, every[0], (hidden or Secrets()).plain(header))
     verdicts = {one["nodeid"]: one for one in found if one["kind"] == "verdict"}
     again = [nodeid for nodeid, one in verdicts.items() if not _is_finished(one, found)]
     served = {one["cell"]: one for one in found if one["kind"] == "cell"}

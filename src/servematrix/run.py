@@ -55,12 +55,19 @@ class Options:
     cell_durations: str | None = None
     dry: bool = False
     """Nothing will be started: where no GPU is visible, cells are planned without one."""
+    executor: str = "local"
+    """Where cells run; where that is not here, the GPUs of this machine are not looked at."""
 
     @classmethod
     def read(cls, found: argparse.Namespace, **named: Any) -> Options:
         """Take from parsed arguments those that are called as here, the others as `named`."""
         own = {one.name for one in fields(cls)} - named.keys()
         return cls(**{name: getattr(found, name) for name in own if hasattr(found, name)}, **named)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the cells run on other machines, which decide on their GPUs themselves."""
+        return self.executor != "local"
 
     @property
     def assignments(self) -> list[str]:
@@ -99,6 +106,8 @@ class PlannedCell:
     """All that fit and are of the same kind: the lease may be of any of them."""
     unfit: str | None = None
     """Why this cell cannot run here: the engine or the GPUs do not suit it; None where it can."""
+    broken: str | None = None
+    """How its run on another machine ended before all its tests had a verdict."""
 
     @property
     def id(self) -> str:
@@ -160,10 +169,17 @@ class Plan:
             found.add([*configs.secrets(cell.cell.config), *configs.secrets(cell.config)])
         return found
 
-    def subject(self, answered: Collection[str] = (), *, simulated: bool = False) -> str:
+    def subject(
+        self,
+        answered: Collection[str] = (),
+        *,
+        simulated: bool = False,
+        gpus: Collection[str] = (),
+    ) -> str:
         """What is going to answer, in words; `answered` is what did, as the servers themselves say.
 
-        `simulated` tells that an attached server turned out to be the embedded one.
+        `simulated` tells that an attached server turned out to be the embedded one, `gpus` what
+        other machines used.
         """
         note = SIMULATED if simulated else self.engine.note
         label = f" ({note})" if note else ""
@@ -172,8 +188,9 @@ class Plan:
         models = sorted({f"model {cell.config.model.path}" for cell in self.cells})
         if self.engine.name == "attach":
             models = [f"what {self.options.base_url} serves"]
-        used = sorted({gpu.name for cell in self.cells for gpu in cell.gpus})
-        shown = ", ".join(used) or "none"
+        used = sorted({*gpus, *(gpu.name for cell in self.cells for gpu in cell.gpus)})
+        assigned = self.options.elsewhere and self.engine.name == "sglang"
+        shown = ", ".join(used) or ("as Ray assigns them" if assigned else "none")
         if self.engine.name == "attach":
             here = ", ".join(sorted({gpu.name for gpu in self.visible}))
             shown = f"unknown (on this machine: {here})" if here else "unknown"
@@ -215,17 +232,11 @@ def plan(options: Options, *, machine: Sequence[Gpu] | None = None) -> Plan:
     """
     _check(options)
     cells = matrix.select(options.configs_directory, options.selections)
+    here = options.base_url is None or _is_here(options.base_url)
     visible = machine
     if visible is None:
-        visible = gpus.visible() if options.base_url is None or _is_here(options.base_url) else []
-    decide = choice.intend if options.dry else choice.choose
-    engine = decide(
-        options.engine,
-        base_url=options.base_url,
-        server_python=options.server_python,
-        sglang_version=options.sglang,
-        gpus=visible,
-    )
+        visible = gpus.visible() if here and not options.elsewhere else []
+    engine = _engine(options, visible)
     cells = matrix.for_engine(options.configs_directory, cells, engine.name)
     configured = {cell.id: _resolved(cell, options, Place(engine.name)) for cell in cells}
     source = durations.path(options.configs_directory, options.cell_durations)
@@ -266,6 +277,20 @@ def _dealt(
     cells = shards.deal(expected, shard.shards)[shard.number - 1]
     left_out = [f"{cell}: {why}" for cell, why in misfits.items() if why is not None]
     return Dealt(shard, cells, expected, source, left_out)
+
+
+def _engine(options: Options, visible: Sequence[Gpu]) -> Engine:
+    python, version = options.server_python, options.sglang
+    if options.elsewhere:
+        return choice.assume(options.engine, server_python=python, sglang_version=version)
+    decide = choice.intend if options.dry else choice.choose
+    return decide(
+        options.engine,
+        base_url=options.base_url,
+        server_python=python,
+        sglang_version=version,
+        gpus=visible,
+    )
 
 
 def _is_here(base_url: str) -> bool:
@@ -322,7 +347,8 @@ def _planned(
     problem = misfit(config, engine.name)
     if problem:
         return PlannedCell(cell, config, (), unfit=f"{cell.id}: {problem}")
-    if not _takes_gpus(engine, config, visible) or (options.dry and not visible):
+    unseen = (options.dry or options.elsewhere) and not visible
+    if unseen or not _takes_gpus(engine, config, visible):
         return PlannedCell(cell, config, ())
     try:
         fitting = gpus.candidates(visible, options.gpus, requirement(config))

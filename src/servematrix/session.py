@@ -18,6 +18,7 @@ from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
 from servematrix.engines.base import EnvironmentProblem, ServerFailed
+from servematrix.executors import dispatch, usage
 from servematrix.exit_codes import Exit
 from servematrix.launching import Launched, Launcher
 from servematrix.recording import Recording
@@ -52,7 +53,9 @@ class MatrixSession:
         self._check_workers()
         found = {cell.id: self._held_to(cell) for cell in self.plan.cells}
         held_to = {cell: one.record() for cell, one in found.items() if one is not None}
-        recording = Recording(config, self.plan, held_to, self._secrets, self._waivers)
+        elsewhere = dispatch.connect(config) if self.options.elsewhere else None
+        told = elsewhere.described() if elsewhere else None
+        recording = Recording(config, self.plan, held_to, self._secrets, self._waivers, told)
         config.pluginmanager.register(recording)
         self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
@@ -63,6 +66,10 @@ class MatrixSession:
             if self.plan.engine.name in ("sglang", "reference") and not config.option.maxfail:
                 self._side_by_side = SideBySide(self._bind_ahead)
                 config.pluginmanager.register(self._side_by_side)
+            if elsewhere is not None:
+                config.pluginmanager.register(
+                    dispatch.Dispatcher(config, self.plan, self._records, self._kept, elsewhere)
+                )
         if self._has_workers():
             from servematrix.scheduling import CellEnds
 
@@ -156,6 +163,8 @@ class MatrixSession:
         """A server of this cell, for as long as the context lasts."""
         if cell.unfit:
             pytest.skip(cell.unfit)
+        if cell.broken:
+            raise ServerFailed(cell.broken)
         try:
             launched = self._launcher.launch(cell)
         except EnvironmentProblem as problem:
@@ -253,7 +262,7 @@ class MatrixSession:
             base_url=served.server.base_url,
             startup_seconds=round(served.server.startup_seconds, 3),
             waited_seconds=round(launched.waited, 3),
-            attempt=launched.attempt,
+            launches=launched.attempt,
             versions=served.versions,
             model=served.model,
             simulated=served.simulated,
@@ -277,6 +286,7 @@ def _options(config: pytest.Config) -> run.Options:
             f"say which server to test: --config NAME, one of {', '.join(configs.names(folder))}, "
             "or all"
         )
+    usage.check(option)
     return run.Options.read(
         option,
         selections=option.servematrix_config,

@@ -104,6 +104,25 @@ def intend(
         return SglangEngine(python, sglang_version or "", f"planned only: {problem}")
 
 
+def assume(engine: str, *, server_python: str | None, sglang_version: str | None) -> Engine:
+    """Return the engine, named and not `auto`, that other machines are asked to run cells on.
+
+    What they have is not known here; `choose` finds out on each of them.
+    """
+    _check(engine, None, server_python, sglang_version)
+    reason = f"--engine {engine} was given"
+    if engine == "reference":
+        return EmbeddedEngine(reason)
+    if engine == "sglang-cpu":
+        version = sglang_version or DEFAULT_VERSION
+        python = Path(server_python) if server_python else CpuEnvironment(version).python
+        return SglangCpuEngine(python, version, reason)
+    python = Path(server_python or "python3")
+    if sglang_version is not None:
+        python = ServerEnvironment(sglang_version).python
+    return SglangEngine(python, sglang_version or "", reason)
+
+
 def _check(
     engine: str, base_url: str | None, server_python: str | None, sglang_version: str | None
 ) -> None:
