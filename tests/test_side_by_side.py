@@ -58,20 +58,30 @@ class AloneMixin(Kit):
 
 
 @pytest.mark.suite("mine")
-class TestMine(AloneMixin, TwoMixin, OneMixin):
+class TestMine(BASES):
     pass
 """
 MEET = ("return GOOD if met('1', '2') else Verdict('fail', 'they meet', 'no')",) * 2
 MEET = (MEET[0], MEET[1].replace("'1', '2'", "'2', '1'"))
 
 
-def write(one: str, two: str, alone: str = "return GOOD") -> None:
+LAST = "AloneMixin, TwoMixin, OneMixin"
+BETWEEN = "TwoMixin, AloneMixin, OneMixin"
+"""The bases, of which pytest runs the tests of the last one first."""
+
+
+def write(one: str, two: str, alone: str = "return GOOD", bases: str = LAST) -> None:
     Path("configs").mkdir(exist_ok=True)
     Path("configs/mine.toml").write_text(CONFIG)
     Path("pytest.ini").write_text(
         "[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
     )
-    text = SUITE.replace("BODY_1", one).replace("BODY_2", two).replace("BODY_3", alone)
+    text = (
+        SUITE.replace("BASES", bases)
+        .replace("BODY_1", one)
+        .replace("BODY_2", two)
+        .replace("BODY_3", alone)
+    )
     Path("test_mine.py").write_text(text)
 
 
@@ -102,9 +112,11 @@ def test_kits_that_may_meet_do(run) -> None:
     assert verdicts()[-1][0] == "alone"
 
 
-def test_a_kit_that_needs_the_server_alone_has_it(run) -> None:
-    slow = "return GOOD if not met('1', '3', 1) else Verdict('fail', 'alone', 'it was not')"
-    result = run(slow, MEET[1].replace("'1'", "'2'"), "met('3', '3'); return GOOD")
+@pytest.mark.parametrize("bases", [LAST, BETWEEN])
+def test_a_kit_that_needs_the_server_alone_has_it(run, bases: str) -> None:
+    slow = "met('2', '1'); time.sleep(1); Path('2 ended').touch(); return GOOD"
+    alone = "return GOOD if Path('2 ended').exists() else Verdict('fail', 'alone', 'it was not')"
+    result = run(MEET[0], slow, alone, bases)
     result.assert_outcomes(passed=3)
 
 

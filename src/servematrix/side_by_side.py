@@ -64,6 +64,9 @@ class SideBySide:
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
         """End a test as its thread has ended it; None for one that is run as ever."""
         if not _may_share(pyfuncitem):
+            # it may have the server to itself
+            for future in self._ahead.values():
+                self._wait(future)
             return None
         if pyfuncitem.nodeid not in self._ahead and not self._begin(pyfuncitem):
             return None

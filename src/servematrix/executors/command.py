@@ -13,7 +13,14 @@ import pytest
 
 from servematrix.run import Options, PlannedCell
 
-_AS_GIVEN = ("engine", "sglang", "start_deadline", "api_key_env")
+_AS_GIVEN = (
+    "engine",
+    "sglang",
+    "start_deadline",
+    "gpu_deadline",
+    "retry_errors",
+    "api_key_env",
+)
 _NEVER_SENT = ("server_python", "model", "draft_model")
 """Environments and weights are on the nodes already: these may be paths, which stay whole."""
 _OURS = ("-p", "servematrix.plugin", "-p", "servematrix.executors.reports")
@@ -61,11 +68,15 @@ def _named(config: pytest.Config, options: Options, root: Path) -> Iterator[str]
     hellaswag = options.hellaswag
     found["hellaswag"] = hellaswag if hellaswag is None else _path(root, here, hellaswag)
     found["baselines"] = baselines if baselines is None else _path(root, here, baselines)
+    waivers = config.option.servematrix_waivers
+    found["waivers"] = waivers if waivers is None else _path(root, here, waivers)
     for name, value in found.items():
         if value is not None:
             yield f"--{name.replace('_', '-')}={value}"
     if config.option.no_baseline:
         yield "--no-baseline"
+    if config.option.no_waivers:
+        yield "--no-waivers"
 
 
 def _path(root: Path, here: Path, named: str) -> str:
