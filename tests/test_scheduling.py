@@ -182,6 +182,8 @@ class TestMine(Kit):
     kit = "mine"
 
     def test_first(self, cell):
+        # so that the long cell is at its last test when this one comes to its own
+        time.sleep(1.5 if "small" in cell.id else 0)
         self.conclude(Verdict("pass", rule="a rule", reason="it is"))
 
     def test_last(self, cell):
