@@ -214,8 +214,10 @@ def test_real_workers_do_so_too(pytester: pytest.Pytester, monkeypatch: pytest.M
     asked = ("--engine", "reference", "--config", "mine", "-n", "2")
     listed = pytester.runpytest_subprocess(*asked, "--collect-only", "-q", timeout=120)
     listed.stdout.fnmatch_lines(["6 tests collected *"])
-    result = pytester.runpytest_subprocess(*asked, timeout=120)
+    result = pytester.runpytest_subprocess(*asked, "--junitxml", "junit.xml", timeout=120)
     assert result.ret == 0, result.stdout
+    # one for each worker, at most
+    assert Path("junit.xml").read_text().count("end-of-cell") <= 2
     result.stdout.fnmatch_lines(["*100%*", "*= 6 passed in *", "servematrix: exit 0*6 pass;*"])
     found = list(records.read(Path("results/latest")))
     began = [one["cell"] for one in found if one["kind"] == "cell"]
