@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servematrix import cli, records, shards
+from servematrix import cli, durations, records, shards
 from servematrix.durations import Duration
 from servematrix.engines.base import EnvironmentProblem
 from servematrix.shards import Shard, deal, longest_first
@@ -324,6 +324,27 @@ def test_a_run_of_a_shard_says_so_and_is_resumed_as_that_shard_alone(run) -> Non
     result = run("--shard", "1/2", "--resume", "latest")
     assert result.ret == 4
     assert "cells: only that run has: mine(size=2)" in "\n".join(result.errlines)
+
+
+def test_all_shards_of_a_run_are_merged_into_the_whole(
+    run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for shard in ("1/2", "2/2"):
+        assert run("--shard", shard).ret == 0
+        folders.append(str(Path("results/latest").resolve()))
+    expect = ("--configs", "configs", "--expect", "all")
+    assert cli.main(["merge", folders[0], "--out", "part", *expect]) == 1
+    assert "no run has mine(size=2), which was expected" in capsys.readouterr().err
+    asked = ["merge", *folders, "--out", "whole", "--cell-durations", "kept.json"]
+    assert cli.main([*asked, *expect]) == 0
+    told = capsys.readouterr().err
+    assert "exit 0 (all verdicts pass): 3 pass; engine reference (simulated: says that the" in told
+    whole = list(records.read(Path("whole")))
+    cells = {"mine(size=1)", "mine(size=2)", "mine(size=3)"}
+    assert {one["cell"] for one in whole if one["kind"] == "verdict"} == cells
+    assert durations.read(Path("kept.json"))["reference"].keys() == cells
+    assert len(list(Path("whole/parts").glob("*/*.log"))) == 3
 
 
 def test_a_shard_without_a_cell_is_green_and_says_so(run) -> None:

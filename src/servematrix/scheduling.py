@@ -106,6 +106,13 @@ class CellEnds:
         items += [CellEnd.from_parent(session, name=f"{_END}[{scope}") for scope in scopes]
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
+        """Report nothing of an end, but of a worker's last, with which its last server stops."""
+        return True if isinstance(item, CellEnd) and nextitem is not None else None
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(
         self, report: pytest.CollectReport | pytest.TestReport
     ) -> tuple[str, str, str] | None:
