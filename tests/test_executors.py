@@ -292,7 +292,8 @@ def concluded(test: str, fate: str, outcome: str, reason: str = "because") -> li
     nodeid = named(test, fate)
     cell = nodeid.partition("[")[2][:-1]
     own = {"cell": cell, "kit": "mine", "test": "t", "rule": "r", "reason": reason, "numbers": {}}
-    properties = {"cell": cell, "verdict": outcome, "reason": reason, "server": "simulated"}
+    properties = {"cell": cell, "kit": "mine", "test": f"test_{test}", "waived": ""}
+    properties |= {"verdict": outcome, "reason": reason, "server": "simulated"}
     report = {
         "$report_type": "TestReport",
         "nodeid": nodeid,
@@ -484,11 +485,12 @@ def test_what_a_node_tells_is_checked(
 def test_a_cell_is_asked_for_as_the_run_was_and_its_failure_may_end_it(told) -> None:
     Path("items.jsonl").write_text("{}\n")
     options = ("--set", "environment.A=b c", "--hellaswag", "items.jsonl", "--no-baseline", "-x")
+    Path("known.toml").write_text("")
     result = told(
         event("began"),
         *concluded("first", "", "fail"),
         event("ended", how="exit 1", output=""),
-        options=options,
+        options=(*options, "--waivers", "known.toml"),
     )
     assert result.ret == 1
     assert "stopping after 1 failures" in str(result.stdout)
@@ -502,6 +504,7 @@ def test_a_cell_is_asked_for_as_the_run_was_and_its_failure_may_end_it(told) -> 
     assert "--hellaswag=items.jsonl" in line
     assert "--engine=reference" in line
     assert "--no-baseline" in line
+    assert "--waivers=known.toml" in line
     assert line[-2:] == [named("first"), named("second")]
     assert order["source"] == provenance.source()
     assert order["root"] == str(Path.cwd())

@@ -59,24 +59,23 @@ def _general(config: pytest.Config, root: Path) -> Iterator[str]:
 
 def _named(config: pytest.Config, options: Options, root: Path) -> Iterator[str]:
     here = config.invocation_params.dir
-    baselines = config.option.baselines
     found = {name: getattr(options, name) for name in _AS_GIVEN}
     for name in _NEVER_SENT:
         value = getattr(options, name)
         is_path = value is not None and (here / value).exists()
         found[name] = os.path.normpath(here / value) if is_path else value
-    hellaswag = options.hellaswag
-    found["hellaswag"] = hellaswag if hellaswag is None else _path(root, here, hellaswag)
-    found["baselines"] = baselines if baselines is None else _path(root, here, baselines)
-    waivers = config.option.servematrix_waivers
-    found["waivers"] = waivers if waivers is None else _path(root, here, waivers)
+    for name, value in {
+        "hellaswag": options.hellaswag,
+        "baselines": config.option.baselines,
+        "waivers": config.option.servematrix_waivers,
+    }.items():
+        found[name] = value if value is None else _path(root, here, value)
     for name, value in found.items():
         if value is not None:
             yield f"--{name.replace('_', '-')}={value}"
-    if config.option.no_baseline:
-        yield "--no-baseline"
-    if config.option.no_waivers:
-        yield "--no-waivers"
+    for name in ("no_baseline", "no_waivers"):
+        if getattr(config.option, name):
+            yield f"--{name.replace('_', '-')}"
 
 
 def _path(root: Path, here: Path, named: str) -> str:

@@ -90,7 +90,7 @@ class Dispatcher:
         """Run every cell as a task, and here the tests that belong to none."""
         if session.testsfailed and not session.config.option.continue_on_collection_errors:
             return None  # pytest's own loop says so
-        waiting, others = parts(session.items, self._plan.engine.name)
+        waiting, others = parts(session.items, self._plan)
         running: list[Part] = []
         try:
             for part in waiting:

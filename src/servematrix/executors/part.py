@@ -11,7 +11,8 @@ from typing import Any, Final
 import pytest
 
 from servematrix.executors.cluster import Demand, Node, Task
-from servematrix.run import PlannedCell
+from servematrix.run import Plan, PlannedCell
+from servematrix.shards import longest_first
 from servematrix.suite import suite_of
 from servematrix.verdicts import SHUTDOWN
 
@@ -96,7 +97,7 @@ class Part:
             callspec.params["cell"] = self.planned
 
 
-def parts(items: Iterable[pytest.Item], engine: str) -> tuple[list[Part], list[pytest.Item]]:
+def parts(items: Iterable[pytest.Item], plan: Plan) -> tuple[list[Part], list[pytest.Item]]:
     """The cells of a session's tests, the longest first, and the tests that belong to none.
 
     To those belong the tests of a cell that can run nowhere.
@@ -108,10 +109,10 @@ def parts(items: Iterable[pytest.Item], engine: str) -> tuple[list[Part], list[p
         if planned is None or planned.unfit:
             others.append(item)
             continue
-        part = cells.setdefault(planned.id, Part(planned, [], demand(planned, engine)))
+        part = cells.setdefault(planned.id, Part(planned, [], demand(planned, plan.engine.name)))
         part.items = [*part.items, item]
-    longest = sorted(cells.values(), key=lambda one: -one.planned.config.estimated_seconds)
-    return longest, others
+    order = dict.fromkeys((*longest_first(plan.durations), *cells))
+    return [cells[cell] for cell in order if cell in cells], others
 
 
 def demand(cell: PlannedCell, engine: str) -> Demand:
