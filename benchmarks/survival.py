@@ -105,11 +105,11 @@ def killed(
         if hung_on_it is None:
             return None
         if target in ("nox", "pytest"):
-            left, seconds = await_the_end(project, run)
+            left, seconds = await_the_end(run, project.leases)
         else:
             left, seconds = _await_all(hung_on_it)
             nox.wait(END_SECONDS)  # the run says what happened, and ends by itself
-            left += await_the_end(project, run)[0]
+            left += await_the_end(run, project.leases)[0]
     finally:
         for pid in run.processes():
             with contextlib.suppress(ProcessLookupError):
@@ -154,15 +154,19 @@ def _run_folders(project: Project) -> list[Path]:
     return [path for path in project.results.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
-def await_the_end(project: Project, run: Processes) -> tuple[list[str], float]:
-    """What of a run is left at the deadline, and the seconds until nothing was."""
+def await_the_end(run: Processes, folder: Path | None = None) -> tuple[list[str], float]:
+    """What of a run is left at the deadline, and the seconds until nothing was.
+
+    `folder` is where it kept its leases.
+    """
     began = time.monotonic()
     while True:
         processes, ports = run.processes(), run.listening()
         seconds = time.monotonic() - began
         left = [f"{role} (pid {pid})" for pid, role in processes.items()]
         left += [f"port {port}" for port in ports]
-        left += [f"lease of {uuid}: {told}" for uuid, told in leases.held(project.leases).items()]
+        held = leases.held(folder) if folder else {}
+        left += [f"lease of {uuid}: {told}" for uuid, told in held.items()]
         if not left or seconds > CLEAN_SECONDS:
             return left, seconds
         time.sleep(POLL_SECONDS)

@@ -233,9 +233,10 @@ def test_a_download_that_is_killed_is_cut(hub: FakeHub) -> None:
 def test_a_download_that_takes_too_long_is_cut_and_ended(hub: FakeHub) -> None:
     hub.files["org/model"] = MODEL
     hub.held.clear()
+    others = set(psutil.Process().children(recursive=True))
     with pytest.raises(DownloadCut, match="it was not done after 1 s"):
         download.ensure(TARGET, os.environ, print, seconds=1.0)
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= others
 
 
 def test_who_waits_too_long_is_told_for_whom(hub: FakeHub) -> None:

@@ -86,7 +86,7 @@ def test_killing_nox_ends_all_its_sessions(survivor: Project, tmp_path: Path) ->
             assert str(nox.pid) in psutil.Process(pid).environ()[interrupts.NOX].split(",")
         nox.kill()
         nox.wait()
-        left, _ = survival.await_the_end(survivor, run)
+        left, _ = survival.await_the_end(run, survivor.leases)
         assert not left
     finally:
         for pid in run.processes():

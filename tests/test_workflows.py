@@ -127,6 +127,7 @@ class Session:
     """A nox session that runs nothing."""
 
     cache_dir = str(ROOT / ".nox" / ".cache")
+    parallel = False
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, ...]] = []
