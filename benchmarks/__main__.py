@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from benchmarks import accuracy_gates, occupancy_gates, survival
+from benchmarks import accuracy_gates, occupancy_gates, scale, survival
 from rich.console import Console
 from rich.table import Table
 
@@ -221,6 +221,12 @@ def survived() -> Iterator[Figure]:
         yield Figure(*row)
 
 
+def scaled() -> Iterator[Figure]:
+    """Many cells on many GPUs, which are pretend ones; takes some six minutes."""
+    for row in scale.figures():
+        yield Figure(*row)
+
+
 SECTIONS = {
     "start": start,
     "stage_a": stage_a,
@@ -229,8 +235,9 @@ SECTIONS = {
     "collection": collection,
     "gates": gates,
     "survival": survived,
+    "scale": scaled,
 }
-ON_REQUEST = {"survival"}
+ON_REQUEST = {"survival", "scale"}
 """Sections that are measured only where they are named: they take long."""
 
 

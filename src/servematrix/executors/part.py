@@ -6,18 +6,16 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from servematrix.executors.cluster import Demand, Node, Task
+from servematrix.gpus.pretend import NUMBER
 from servematrix.run import Plan, PlannedCell
 from servematrix.shards import longest_first
 from servematrix.suite import suite_of
 from servematrix.verdicts import SHUTDOWN
-
-FAKE_GPUS: Final = "SERVEMATRIX_FAKE_GPUS"
-"""The variable with the number of pretend GPUs; with it engine `reference` takes GPUs too."""
 
 
 @dataclass
@@ -118,7 +116,7 @@ def parts(items: Iterable[pytest.Item], plan: Plan) -> tuple[list[Part], list[py
 def demand(cell: PlannedCell, engine: str) -> Demand:
     """What a cell asks Ray for: GPUs only where its engine has some, or pretends to."""
     requires = cell.config.requires
-    pretends = engine == "reference" and os.environ.get(FAKE_GPUS, "0") not in ("", "0")
+    pretends = engine == "reference" and os.environ.get(NUMBER, "0") not in ("", "0")
     if engine == "sglang" or pretends:
         return Demand(requires.gpus, requires.accelerator)
     return Demand()
