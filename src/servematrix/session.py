@@ -204,7 +204,7 @@ class MatrixSession:
         Raises ServerFailed when the server is known to be dead, but for a test that began before.
         """
         death = served.server.died()
-        if death and not (self._side_by_side and self._side_by_side.ends(item)):
+        if death and not (self._side_by_side and self._side_by_side.has_begun(item)):
             raise ServerFailed(death)
         self._equip(item, instance, served)
 

@@ -165,6 +165,26 @@ def test_memory_that_a_killed_holder_left_is_waited_for(cards, uses) -> None:
         take([one])
 
 
+def test_who_waits_sees_what_a_killed_holder_left(cards, uses) -> None:
+    (one,) = cards(1)
+    holder = holding(1)
+    uses(g0=[[0, 30 * GIB]])
+    waiting = threading.Event()
+    got: list[Lease] = []
+    thread = threading.Thread(
+        target=lambda: got.append(take([one], seconds=60, say=lambda _: waiting.set()))
+    )
+    thread.start()
+    assert waiting.wait(10)
+    holder.kill()
+    holder.wait(10)
+    thread.join(0.3)
+    assert not got, "the lock is free at once, the memory is not"
+    uses()
+    thread.join(10)
+    assert got[0].levels == {one.uuid: 80 * GIB}
+
+
 def test_memory_that_was_held_before_is_the_level(cards, uses) -> None:
     (one,) = cards(1)
     uses(g0=[[0, 30 * GIB]])
