@@ -348,7 +348,23 @@ def test_a_link_in_the_place_of_an_account_is_not_followed(cards, leases_folder:
     assert precious.read_text() == "mine"
 
 
-@pytest.mark.parametrize("account", ["", "[]", "{", '{"free": "much", "clean": false}'])
+def test_a_pipe_in_the_place_of_an_account_holds_nobody_up(cards, leases_folder: Path) -> None:
+    (one,) = cards(1)
+    lease = take([one])
+    (account,) = leases_folder.glob("gpu-*.json")
+    account.unlink()
+    os.mkfifo(account)
+    with pytest.raises(MachineFailed, match="leased by somebody"):
+        take([one])
+    lease.release()
+    with pytest.raises(EnvironmentProblem, match="leases of GPUs cannot be kept there"):
+        take([one])
+
+
+MANY = '{"clean": false, "free": 1, "boot": "' + "x" * 2**20 + '"}'
+
+
+@pytest.mark.parametrize("account", ["", "[]", "{", '{"free": "much", "clean": false}', MANY])
 def test_an_account_that_cannot_be_read_bars_nobody(cards, leases_folder: Path, account) -> None:
     (one,) = cards(1)
     take([one]).release()

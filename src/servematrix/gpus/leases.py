@@ -44,6 +44,8 @@ _QUEUE: Final = "queue"
 _QUEUE_SECONDS: Final = 30.0
 """The queue is held for some milliseconds at a time."""
 _EVERYONE: Final = 0o666
+_MOST_BYTES: Final = 2**16
+"""Of an account; one that wants all of a machine's GPUs has some hundred."""
 _TICKET: Final = re.compile(r"ticket-(\d{12})\.lock")
 
 
@@ -66,7 +68,9 @@ class Lease:
         for gpu, lock in zip(self.gpus, self._locks, strict=True):
             if lock.is_locked:
                 account = {"free": self.levels[gpu.uuid], "clean": clean}
-                _write(_beside(self._folder, gpu), account | {"boot": _boot()})
+                # an account that cannot be written says what was: the next one waits for memory
+                with suppress(EnvironmentProblem):
+                    _write(_beside(self._folder, gpu), account | {"boot": _boot()})
                 lock.release()
 
 
@@ -342,17 +346,20 @@ def _told(account: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An account, empty where there is none or it is just being written."""
+    """An account, empty where there is none, or none of ours, or it is just being written."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        # every user may put something in its place, such as a pipe or a link
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(file, "rb") as opened:
+            found = json.loads(opened.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, account: dict[str, Any]) -> None:
     """Write an account in place: another user's file can be written, and not replaced."""
-    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         try:
             file = os.open(path, flags | os.O_TRUNC)
