@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from servematrix import gpus
-from servematrix.gpus import leases
+from servematrix.gpus import lease_files, leases
 from servematrix.gpus.pretend import NUMBER
 
 GPUS: Final = 8
@@ -110,4 +110,4 @@ def _process(number: int, turns: int, ready: object, queue: object) -> None:
 
 def use_folder(folder: Path) -> None:
     """Keep the leases of this process, and of those it starts, in a folder."""
-    os.environ[leases.FOLDER] = str(folder)
+    os.environ[lease_files.FOLDER] = str(folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from servematrix import durations, records
-from servematrix.gpus import leases
+from servematrix.gpus import lease_files
 from servematrix.gpus.pretend import NUMBER
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -97,7 +97,7 @@ def _run(cells: Sequence[float], *options: str, recorded: bool = True) -> tuple[
         command += ["-p", "no:cacheprovider", "--config", "all", *options]
         environment = os.environ | {
             NUMBER: str(GPUS),
-            leases.FOLDER: str(folder / "leases"),
+            lease_files.FOLDER: str(folder / "leases"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
         }
         began = time.perf_counter()

@@ -19,7 +19,7 @@ import pytest
 from drivers import LIMITS
 from servematrix import gpus
 from servematrix.engines.base import EnvironmentProblem, MachineFailed
-from servematrix.gpus import GIB, Gpu, leases
+from servematrix.gpus import GIB, Gpu, lease_files, leases
 from servematrix.gpus.leases import Lease
 
 HOLD = """
@@ -198,7 +198,7 @@ def test_a_level_from_before_the_machine_started_is_none(cards, uses, monkeypatc
     (one,) = cards(1)
     take([one]).release(clean=False)
     uses(g0=[[0, 30 * GIB]])
-    monkeypatch.setattr(leases, "_boot", lambda: "another")
+    monkeypatch.setattr(lease_files, "boot", lambda: "another")
     assert take([one]).levels == {one.uuid: 50 * GIB}
 
 
@@ -245,7 +245,7 @@ def in_turn(cards: list[Gpu], wants: list[tuple[list[int], int]]) -> list[int]:
         threads[-1].start()
         assert waiting.wait(10)
         # the ticket is drawn after it is said
-        while len(leases._tickets(leases._folder())) <= turn:
+        while len(lease_files.tickets(lease_files.folder_of_leases())) <= turn:
             time.sleep(0.001)
     everything.release()
     for thread in threads:
@@ -282,7 +282,7 @@ def test_the_ticket_of_a_killed_waiter_bars_nobody(cards) -> None:
     two = cards(2)
     lease = take(two[:1])
     waiter = subprocess.Popen([sys.executable, "-c", HOLD, "2"], stdout=subprocess.DEVNULL)
-    while not leases._tickets(leases._folder()):
+    while not lease_files.tickets(lease_files.folder_of_leases()):
         assert waiter.poll() is None
         time.sleep(0.01)
     with pytest.raises(MachineFailed, match="GPU 1: somebody waits for it who came before"):
@@ -290,7 +290,7 @@ def test_the_ticket_of_a_killed_waiter_bars_nobody(cards) -> None:
     waiter.kill()
     waiter.wait()
     assert indices(take(two)) == [1]
-    assert leases._tickets(leases._folder()) == []
+    assert lease_files.tickets(lease_files.folder_of_leases()) == []
     lease.release()
 
 
@@ -317,7 +317,7 @@ def test_processes_never_meet_on_a_gpu(leases_folder: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(6) as pool:
         met = pool.starmap(contend, [(str(leases_folder), seed, 20) for seed in range(6)])
     assert met == [0] * 6
-    assert leases._tickets(leases_folder) == []
+    assert lease_files.tickets(leases_folder) == []
 
 
 def test_a_folder_is_for_every_user(cards, leases_folder: Path) -> None:

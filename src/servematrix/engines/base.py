@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from servematrix.gpus import Gpu
+    from servematrix.gpus.gpu import Gpu
 
 Say = Callable[[str], None]
 """Takes one line of progress for the person who waits."""

@@ -13,16 +13,11 @@ for another, and there is no deadlock.
 from __future__ import annotations
 
 import datetime
-import getpass
-import json
 import os
-import re
-import stat
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,23 +25,13 @@ from filelock import FileLock, Timeout
 
 from servematrix.engines.base import EnvironmentProblem, MachineFailed, Say
 from servematrix.gpus import freedom
+from servematrix.gpus import lease_files as files
 from servematrix.gpus.gpu import Gpu
 
-FOLDER: Final = "SERVEMATRIX_LEASES"
-"""Names the folder of the leases, where containers that share GPUs share another one."""
-DEFAULT_FOLDER: Final = Path("/tmp/servematrix-leases")
-"""Not under TMPDIR: two runs with different ones would both hold a GPU."""
 POLL_SECONDS: Final = 0.02
 """A lock that is freed is not announced."""
 LOOK_SECONDS: Final = 0.5
 """From one question to the driver to the next while waiting."""
-_QUEUE: Final = "queue"
-_QUEUE_SECONDS: Final = 30.0
-"""The queue is held for some milliseconds at a time."""
-_EVERYONE: Final = 0o666
-_MOST_BYTES: Final = 2**16
-"""Of an account; one that wants all of a machine's GPUs has some hundred."""
-_TICKET: Final = re.compile(r"ticket-(\d{12})\.lock")
 
 
 @dataclass(frozen=True)
@@ -67,10 +52,12 @@ class Lease:
         """
         for gpu, lock in zip(self.gpus, self._locks, strict=True):
             if lock.is_locked:
-                account = {"free": self.levels[gpu.uuid], "clean": clean}
+                account = {"free": self.levels[gpu.uuid], "clean": clean, "boot": files.boot()}
                 # an account that cannot be written says what was: the next one waits for memory
                 with suppress(EnvironmentProblem):
-                    _write(_beside(self._folder, gpu), account | {"boot": _boot()})
+                    files.write(
+                        files.account_path(self._folder, gpu), account | {"boot": files.boot()}
+                    )
                 lock.release()
 
 
@@ -88,21 +75,21 @@ def take(
     takers came; `say` is told whom for. MachineFailed where the time is over, with the same;
     EnvironmentProblem where the folder of the leases cannot be used.
     """
-    return _Taking(_folder(), candidates, number, holder, say).take(seconds)
+    return _Taking(files.folder_of_leases(), candidates, number, holder, say).take(seconds)
 
 
 def held(folder: Path | None = None) -> dict[str, str]:
     """Who holds a lease now, by the GPU's UUID, for people; in the machine's folder of leases."""
-    folder = folder or _folder()
+    folder = folder or files.folder_of_leases()
     found = {}
-    with _queue(folder):
+    with files.queue(folder):
         for path in sorted(folder.glob("gpu-*.lock")):
-            lock = _lock(path)
+            lock = files.lock_at(path)
             try:
                 lock.acquire(blocking=False)
             except Timeout:
-                told = _read(path.with_suffix(".json"))
-                found[str(told.get("uuid", path.stem))] = _told(told)
+                told = files.read(path.with_suffix(".json"))
+                found[str(told.get("uuid", path.stem))] = files.told(told)
             else:
                 lock.release()
     return found
@@ -128,7 +115,7 @@ class _Taking:
         try:
             while True:
                 looked = self._look()
-                with _queue(self.folder):
+                with files.queue(self.folder):
                     lease = self._try(began, fresh=looked)
                     if lease is not None:
                         return lease
@@ -146,7 +133,7 @@ class _Taking:
                     self.say(f"waits for {self._needs()}; {why}")
                 self._rest()
         except OSError as error:
-            raise EnvironmentProblem(_unusable(self.folder, error)) from error
+            raise EnvironmentProblem(files.unusable(self.folder, error)) from error
         finally:
             self._leave()
 
@@ -182,7 +169,7 @@ class _Taking:
                 break
             if gpu.uuid in barred or (fresh and self._occupied(gpu)):
                 continue
-            lock = _lock(_path(self.folder, gpu))
+            lock = files.lock_at(files.lock_path(self.folder, gpu))
             with suppress(Timeout):
                 lock.acquire(blocking=False)
                 locks[gpu] = lock
@@ -201,51 +188,51 @@ class _Taking:
                 "uuid": gpu.uuid,
                 "holder": self.holder,
                 "pid": os.getpid(),
-                "user": _user(),
+                "user": files.user(),
                 "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 "free": levels[gpu.uuid],
                 "clean": False,
-                "boot": _boot(),
+                "boot": files.boot(),
             }
-            _write(_beside(self.folder, gpu), account)
+            files.write(files.account_path(self.folder, gpu), account)
         waited = time.monotonic() - began
         return Lease(tuple(locks), levels, waited, tuple(locks.values()), self.folder)
 
     def _occupied(self, gpu: Gpu) -> str | None:
-        return freedom.occupied(self._uses.get(gpu.uuid), _level(self.folder, gpu))
+        return freedom.occupied(self._uses.get(gpu.uuid), files.level(self.folder, gpu))
 
     def _barred(self) -> set[str]:
         """The GPUs that takers who came before wait for."""
         barred: set[str] = set()
         wanted = {gpu.uuid for gpu in self.candidates}
         self._behind = None
-        for number in _tickets(self.folder):
+        for number in files.tickets(self.folder):
             if number == self._ticket:
                 break
-            path = _ticket_path(self.folder, number)
-            lock = _lock(path)
+            path = files.ticket_path(self.folder, number)
+            lock = files.lock_at(path)
             try:
                 lock.acquire(blocking=False)
             except Timeout:
-                wants = set(map(str, _read(path.with_suffix(".json")).get("wants", ())))
+                wants = set(map(str, files.read(path.with_suffix(".json")).get("wants", ())))
                 self._behind = path if wants >= wanted else self._behind
                 barred |= wants
             else:
-                _forget(path)  # its holder is dead
+                files.forget(path)  # its holder is dead
                 lock.release()
         return barred
 
     def _draw(self) -> None:
         """Take a ticket; only while the queue is held."""
-        self._ticket = max(_tickets(self.folder), default=0) + 1
-        path = _ticket_path(self.folder, self._ticket)
-        _write(path.with_suffix(".json"), {"wants": [gpu.uuid for gpu in self.candidates]})
-        self._ticket_lock = _lock(path)
+        self._ticket = max(files.tickets(self.folder), default=0) + 1
+        path = files.ticket_path(self.folder, self._ticket)
+        files.write(path.with_suffix(".json"), {"wants": [gpu.uuid for gpu in self.candidates]})
+        self._ticket_lock = files.lock_at(path)
         self._ticket_lock.acquire(blocking=False)
 
     def _leave(self) -> None:
         if self._ticket_lock is not None and self._ticket is not None:
-            _forget(_ticket_path(self.folder, self._ticket))
+            files.forget(files.ticket_path(self.folder, self._ticket))
             self._ticket_lock.release()
 
     def _needs(self) -> str:
@@ -257,133 +244,10 @@ class _Taking:
         return "; ".join(f"GPU {gpu.index}: {self._whose(gpu)}" for gpu in self.candidates)
 
     def _whose(self, gpu: Gpu) -> str:
-        lock = _lock(_path(self.folder, gpu))
+        lock = files.lock_at(files.lock_path(self.folder, gpu))
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            return f"leased by {_told(_read(_beside(self.folder, gpu)))}"
+            return f"leased by {files.told(files.read(files.account_path(self.folder, gpu)))}"
         lock.release()
         return self._occupied(gpu) or "somebody waits for it who came before"
-
-
-def _folder() -> Path:
-    folder = Path(os.environ.get(FOLDER) or DEFAULT_FOLDER)
-    try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            # for every user, and nobody removes what is another's
-            folder.chmod(0o777 | stat.S_ISVTX)
-    except OSError as error:
-        raise EnvironmentProblem(_unusable(folder, error)) from error
-    return folder
-
-
-def _unusable(folder: Path, error: OSError) -> str:
-    return (
-        f"{folder}: leases of GPUs cannot be kept there: {error.strerror}; name another folder in "
-        f"{FOLDER}, the same one for all that share the GPUs"
-    )
-
-
-@contextmanager
-def _queue(folder: Path) -> Iterator[None]:
-    lock = _lock(folder / _QUEUE)
-    try:
-        lock.acquire(timeout=_QUEUE_SECONDS, poll_interval=0.002)
-    except Timeout as error:
-        raise EnvironmentProblem(
-            f"another process has held {folder / _QUEUE} for {_QUEUE_SECONDS:.0f} s; see which "
-            "(fuser) and end it"
-        ) from error
-    except OSError as error:
-        raise EnvironmentProblem(_unusable(folder, error)) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _lock(path: Path) -> FileLock:
-    return FileLock(path, mode=_EVERYONE, thread_local=False)
-
-
-def _path(folder: Path, gpu: Gpu) -> Path:
-    return folder / f"gpu-{re.sub(r'[^A-Za-z0-9-]', '_', gpu.uuid)}.lock"
-
-
-def _beside(folder: Path, gpu: Gpu) -> Path:
-    return _path(folder, gpu).with_suffix(".json")
-
-
-def _ticket_path(folder: Path, number: int) -> Path:
-    return folder / f"ticket-{number:012d}.lock"
-
-
-def _tickets(folder: Path) -> list[int]:
-    with os.scandir(folder) as entries:
-        return sorted(int(found[1]) for one in entries if (found := _TICKET.fullmatch(one.name)))
-
-
-def _forget(ticket: Path) -> None:
-    for path in (ticket.with_suffix(".json"), ticket):
-        with suppress(OSError):  # another user's stays, and bars nobody
-            path.unlink()
-
-
-def _level(folder: Path, gpu: Gpu) -> int | None:
-    """Free memory in bytes that a GPU must have again; None where its last holder saw to that."""
-    account = _read(_beside(folder, gpu))
-    free = account.get("free")
-    if account.get("clean") is not False or account.get("boot") != _boot():
-        return None
-    return free if isinstance(free, int) else None
-
-
-def _told(account: dict[str, Any]) -> str:
-    holder = str(account.get("holder", "somebody"))
-    pid, user, since = (account.get(name) for name in ("pid", "user", "since"))
-    return f"{holder} (process {pid} of {user}, since {since})"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """An account, empty where there is none, or none of ours, or it is just being written."""
-    try:
-        # every user may put something in its place, such as a pipe or a link
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(file, "rb") as opened:
-            found = json.loads(opened.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, account: dict[str, Any]) -> None:
-    """Write an account in place: another user's file can be written, and not replaced."""
-    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        try:
-            file = os.open(path, flags | os.O_TRUNC)
-        except FileNotFoundError:
-            file = os.open(path, flags | os.O_CREAT | os.O_EXCL, _EVERYONE)
-            os.fchmod(file, _EVERYONE)
-        with os.fdopen(file, "w", encoding="utf-8") as opened:
-            json.dump(account, opened)
-    except OSError as error:
-        raise EnvironmentProblem(_unusable(path.parent, error)) from error
-
-
-@cache
-def _boot() -> str:
-    """This start of the machine: what was true before it is not true now."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-@cache
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
