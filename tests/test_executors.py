@@ -19,7 +19,8 @@ from servematrix.engines.base import EnvironmentProblem
 from servematrix.executors import attempt, scratch, usage
 from servematrix.executors.cluster import Demand, Node
 from servematrix.executors.incoming import Incoming
-from servematrix.executors.part import FAKE_GPUS, Part, demand
+from servematrix.executors.part import Part, demand
+from servematrix.gpus.pretend import NUMBER
 from servematrix.matrix import Cell
 from servematrix.records import Run
 from servematrix.resume import Kept
@@ -109,10 +110,10 @@ def test_gpus_are_asked_for_where_the_engine_has_some(
 ) -> None:
     config = configs.load(folder, "mine")
     cell = PlannedCell(Cell(config), config, ())
-    monkeypatch.delenv(FAKE_GPUS, raising=False)
+    monkeypatch.delenv(NUMBER, raising=False)
     assert demand(cell, "sglang") == Demand(2, "H100")
     assert demand(cell, "reference") == demand(cell, "sglang-cpu") == Demand(0, None)
-    monkeypatch.setenv(FAKE_GPUS, "2")
+    monkeypatch.setenv(NUMBER, "2")
     assert demand(cell, "reference") == Demand(2, "H100")
     assert demand(cell, "sglang-cpu") == Demand(0, None)
 
@@ -318,7 +319,7 @@ def concluded(test: str, fate: str, outcome: str, reason: str = "because") -> li
 def told(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run a suite of two tests in one cell over a cluster that tells this."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    monkeypatch.delenv(FAKE_GPUS, raising=False)
+    monkeypatch.delenv(NUMBER, raising=False)
     pytester.makefile(
         ".ini", pytest="[pytest]\naddopts = -p servematrix.plugin --import-mode=importlib\n"
     )
