@@ -149,7 +149,7 @@ def test_two_hundred_cells_on_eight_workers_end_close_to_the_lower_bound(
     assert Simulation(cells, 8).run().makespan <= 1.05 * lower_bound
 
 
-def test_what_a_lost_worker_had_is_run_by_another_and_what_it_had_finished_is_not() -> None:
+def test_what_a_lost_worker_had_is_run_by_another_but_for_what_it_died_of() -> None:
     cells = {"a": [1.0], "b": [1.0, 1.0], "c": [1.0]}
     simulation = Simulation(cells, 1, expected={"a": 3.0, "b": 2.0, "c": 1.0})
     other = Worker(1)
@@ -167,7 +167,8 @@ def test_what_a_lost_worker_had_is_run_by_another_and_what_it_had_finished_is_no
         return True
 
     simulation.run(lose)
-    assert sorted(done) == sorted(nodeid for nodeid, _ in simulation.tests)
+    whole = {nodeid for nodeid, _ in simulation.tests}
+    assert sorted(done) == sorted(whole - {"0.py::test[b]"})
 
 
 SUITE = """

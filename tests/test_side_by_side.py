@@ -166,6 +166,15 @@ def test_a_death_is_told_and_no_verdict_comes_twice(run) -> None:
     assert sorted(verdicts()) == [("alone", "error"), ("one", "pass"), ("two", "error")]
 
 
+def test_a_worker_that_goes_on_for_another_repeats_nothing(run) -> None:
+    dies = "met('3', '3'); os._exit(1)"
+    result = run(*MEET, dies, BETWEEN, options=("-n", "1"))
+    assert result.ret == 1
+    kits = [kit for kit, _ in verdicts()]
+    assert kits.count("one") == 1
+    result.stdout.fnmatch_lines(["*crashed*test_alone*", "*1 failed, 2 passed*"])
+
+
 def test_an_interrupt_leaves_no_finding(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     waits = "met('1', '2'); time.sleep(1); self.client.model_info(); return GOOD"

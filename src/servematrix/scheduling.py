@@ -56,16 +56,21 @@ class CellScheduling(LoadScopeScheduling):  # type: ignore[misc]
         super()._reschedule(node)
 
     def remove_node(self, node: Any) -> str | None:
-        """Take a worker away; of its cells those that are not finished go to others.
+        """Take a worker away; what is left of its cells goes to others. Returns what it died of.
 
-        xdist would hand out the finished ones too, and a worker that is given nothing to run never
-        asks again.
+        That test is not run again: xdist would, with worker after worker. It would hand out the
+        finished cells too, and a worker that is given nothing to run never asks again.
         """
         cells = self.assigned_work[node]
+        left = [tests for tests in cells.values() if not all(tests.values())]
+        crashed: str | None = None
+        if left:
+            crashed = next(test for test, is_over in left[0].items() if not is_over)
+            left[0][crashed] = True
         for cell in [cell for cell, tests in cells.items() if all(tests.values())]:
             del cells[cell]
-        found: str | None = super().remove_node(node)
-        return found
+        super().remove_node(node)
+        return crashed
 
 
 class CellEnds:

@@ -64,7 +64,7 @@ class MatrixSession:
             config.pluginmanager.register(self._verdicts)
             # a server on two cores, or one of somebody else, is busy enough with one kit at a time
             if self.plan.engine.name in ("sglang", "reference") and not config.option.maxfail:
-                self._side_by_side = SideBySide(self._bind_ahead)
+                self._side_by_side = SideBySide(self._bind_ahead, self._records)
                 config.pluginmanager.register(self._side_by_side)
             if elsewhere is not None:
                 config.pluginmanager.register(

@@ -18,8 +18,11 @@ from typing import Any
 
 import pytest
 
+from servematrix import records
 from servematrix.gates.verdict import Number, Verdict
 from servematrix.kits.base import Reporter
+from servematrix.records import RecordsError, Run
+from servematrix.reporter import give_up
 from servematrix.suite import suite_of
 from servematrix.verdicts import SERVED, cell_of, kit_of
 
@@ -42,8 +45,9 @@ class _Ended:
 class SideBySide:
     """Hooks that begin such tests ahead of their turn."""
 
-    def __init__(self, bind: Bind) -> None:
+    def __init__(self, bind: Bind, records: Run) -> None:
         self._bind = bind
+        self._records = records
         self._items: Sequence[pytest.Item] = ()
         self._ahead: dict[str, Future[_Ended]] = {}
         self._over = threading.Event()
@@ -87,7 +91,14 @@ class SideBySide:
     def _begin(self, first: pytest.Function) -> bool:
         """Begin all tests that share the server with this one; False where no other kit does."""
         cell = cell_of(first)
-        mine = [item for item in self._items if _may_share(item) and cell_of(item) == cell]
+        judged = self._judged()
+        mine = [
+            item
+            for item in self._items
+            if _may_share(item)
+            and cell_of(item) == cell
+            and (item is first or item.nodeid not in judged)
+        ]
         by_kit: dict[str, list[pytest.Function]] = defaultdict(list)
         for item in mine:
             assert isinstance(item, pytest.Function)
@@ -101,6 +112,14 @@ class SideBySide:
                 item.stash[SERVED] = served
             threading.Thread(target=self._run, args=(items,), daemon=True).start()
         return True
+
+    def _judged(self) -> set[str]:
+        """The tests that have a verdict: a worker of xdist may go on where another one died."""
+        try:
+            found = records.standing(records.read(self._records.folder))
+        except RecordsError as error:
+            give_up(error)
+        return {one["nodeid"] for one in found if one["kind"] == "verdict"}
 
     def _run(self, items: Sequence[pytest.Function]) -> None:
         for item in items:
