@@ -20,6 +20,7 @@ from servematrix import github, matrix, run, waivers
 from servematrix.calibration import command as calibration
 from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
+from servematrix.doctor import command as doctoring
 from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
@@ -125,7 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     merged.set_defaults(command=merging.merge)
     merging.add_options(merged)
-    for command in (listing, planning, validating, replay, comparison, faulty, merged):
+    examining = commands.add_parser(
+        "doctor", help="is this machine fit for a run? what is there, what is not, what to do"
+    )
+    examining.set_defaults(command=doctoring.doctor)
+    doctoring.add_options(examining)
+    for command in (listing, planning, validating, replay, comparison, faulty, merged, examining):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
     return parser

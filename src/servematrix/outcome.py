@@ -61,7 +61,8 @@ class Outcome:
                 self._counts["error"] += 1
                 self._troubles["error", str(problem)].append(SHUTDOWN)
         self._gpus |= {str(at) for name, at in report.user_properties if name == "gpu"}
-        if isinstance(properties.get("verdict"), str):
+        # a teardown tells once more of what was concluded, for pytest's JUnit file
+        if isinstance(properties.get("verdict"), str) and report.when != "teardown":
             self._count(report.nodeid, properties)
 
     def _count(self, nodeid: str, properties: Mapping[str, object], when: str = "") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from servematrix import provenance, resume
+from servematrix.ci.outputs import WorkflowOutputs
 from servematrix.interrupts import end_workers_too
 from servematrix.outcome import Outcome
 from servematrix.records import Run
@@ -76,6 +77,7 @@ class Recording:
         outcome = Outcome(self.records, plan, self._waivers, strict=bool(config.getini("strict")))
         outcome.count_earlier(self.kept.verdicts)
         config.pluginmanager.register(outcome)
+        config.pluginmanager.register(WorkflowOutputs(self.records.folder, plan))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -27,6 +27,8 @@ class Reporter:
         """What keeps the verdict from failing the run."""
         self.judged: tuple[str, str] | None = None
         """Kit and test of the verdict."""
+        self.measured: list[tuple[str, str, object, str]] = []
+        """Kit, name, value and unit of each number."""
         self._waivers = waivers or Waivers()
         self._records = records
         self._cell = cell
@@ -36,6 +38,7 @@ class Reporter:
     ) -> None:
         """Record one number."""
         self._write("measurement", kit=kit, name=name, value=value, unit=unit)
+        self.measured.append((kit, name, value, unit))
 
     def attachment(self, kit: str, name: str, payload: object) -> None:
         """Keep a file beside the records, and record where."""

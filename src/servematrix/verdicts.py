@@ -6,6 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
+from servematrix.ci import properties
 from servematrix.engines.base import ServerFailed
 from servematrix.gates.verdict import Verdict
 from servematrix.kits.base import Inconclusive, NotApplicable, VerdictFailed
@@ -41,6 +42,8 @@ class Verdicts:
         ended = report.when == "call" or (report.when == "setup" and not report.passed)
         if ended and suite_of(getattr(item, "cls", None)) is not None:
             self._conclude(item, call, report)
+        if report.when == "teardown":
+            report.user_properties += properties.kept(item)
         report.user_properties += [(SHUTDOWN, problem) for problem in self._left]
         self._left.clear()
         return report
@@ -98,6 +101,7 @@ class Verdicts:
             reporter.death(death or failure)
         assert reporter.judged is not None, "a verdict was recorded"
         kit, test = reporter.judged
+        properties.keep(item, cell_of(item), reporter, verdict)
         real = served is None or not served.simulated
         report.user_properties += [
             ("cell", cell_of(item)),
@@ -115,9 +119,9 @@ class Verdicts:
         self, report: pytest.CollectReport | pytest.TestReport
     ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
         """Show an inconclusive and a waived verdict as what it is: neither passed nor skipped."""
-        properties = dict(getattr(report, "user_properties", ()))
-        verdict = properties.get("verdict")
-        if report.when == "call" and properties.get("waived"):
+        told = dict(getattr(report, "user_properties", ()))
+        verdict = told.get("verdict")
+        if report.when == "call" and told.get("waived"):
             return "waived", "w", ("WAIVED", {"yellow": True})
         if report.when == "call" and verdict == "inconclusive":
             return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})

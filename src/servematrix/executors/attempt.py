@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from servematrix import outside, records
+from servematrix import ci, outside, records
 from servematrix.engines.guard import guarded
 from servematrix.engines.log import last_lines
 from servematrix.executors import reports, scratch
@@ -56,7 +56,8 @@ def run(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _run(order: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     output, told = folder / "output.txt", folder / "reports.jsonl"
     line = [sys.executable, "-m", "pytest", *order["arguments"], f"--results={folder / 'results'}"]
-    inherited = {name: at for name, at in os.environ.items() if name not in _NOT_PASSED_ON}
+    told_by_us = ci.without(os.environ)
+    inherited = {name: at for name, at in told_by_us.items() if name not in _NOT_PASSED_ON}
     guard = subprocess.Popen(
         guarded(line, output, grace=END_SECONDS),
         cwd=order["root"],

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from servematrix import ci, run
 from servematrix import config as configs
-from servematrix import run
 from servematrix.changes import FROM_VARIABLE, apart
 from servematrix.config import ConfigError
 from servematrix.engines.base import EnvironmentProblem, Say
@@ -232,7 +232,7 @@ def guarded_run(command: Command, output: Path) -> tuple[bool, str]:
     """
     guard = subprocess.Popen(
         guarded(command.line, output, grace=END_SECONDS, secrets=list(command.secrets)),
-        env=os.environ | command.secrets,
+        env={**ci.without(os.environ), **command.secrets},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

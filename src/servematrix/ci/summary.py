@@ -1,0 +1,92 @@
+"""A run as Markdown, for the summary of a workflow's step: cells by kits, and what is no pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from servematrix import records
+from servematrix.gates.verdict import SEVERITY
+from servematrix.merge import parts, table
+from servematrix.merge.joined import join
+from servematrix.terminal import line, markdown
+
+_MOST: Final = 100
+"""Verdicts that are told with their reasons; GitHub takes 1 MiB from a step."""
+_LONGEST: Final = 500
+_WORST: Final = ("fail", "error", "inconclusive")
+_SYMBOLS: Final[Mapping[str, str]] = {
+    "pass": "✅",
+    "fail": "❌",
+    "error": "❌",
+    "inconclusive": "❔",
+    "waived": "⚠️",
+    "not_applicable": "⏭️",
+}
+
+
+def document(folder: Path) -> str:
+    """The summary of a run; RecordsError where its records cannot be read."""
+    part = parts.read(folder)
+    whole = join([part], ())
+    with records.as_written(folder):
+        verdicts = part.of_kind("verdict")
+        return "\n".join(
+            [
+                f"### servematrix: {markdown(table.last_line(whole))}",
+                "",
+                *_grid(part.cells, verdicts),
+                "",
+                *_troubles(verdicts),
+                *(f"- {markdown(problem)}" for problem in whole.problems),
+                "",
+                f"Records: {markdown(str(folder))}",
+                "",
+            ]
+        )
+
+
+def _grid(cells: Sequence[str], verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    kits = list(dict.fromkeys(str(one["kit"]) for one in verdicts))
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in verdicts:
+        found.setdefault((one["cell"], one["kit"]), []).append(_outcome(one))
+    lines = [f"| cell | {' | '.join(map(markdown, kits))} |", f"| --- |{' --- |' * len(kits)}"]
+    for cell in cells:
+        told = [_told(found.get((cell, kit), ())) for kit in kits]
+        lines.append(f"| {' | '.join([markdown(cell), *told])} |")
+    return lines
+
+
+def _outcome(verdict: Mapping[str, Any]) -> str:
+    return "waived" if verdict.get("waived") else str(verdict["verdict"])
+
+
+def _told(outcomes: Sequence[str]) -> str:
+    """The verdicts of one kit in one cell: the worst, and how many there are of it."""
+    if not outcomes:
+        return ""
+    order = [*SEVERITY[:2], "waived", *SEVERITY[2:]]
+    worst = max(outcomes, key=lambda one: order.index(one) if one in order else len(order))
+    number = outcomes.count(worst)
+    of = "" if number == len(outcomes) else f" of {len(outcomes)}"
+    return f"{_SYMBOLS.get(worst, '❔')} {number}{of} {markdown(worst.replace('_', ' '))}"
+
+
+def _troubles(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is no pass, the worst first, one reason for many tests of a cell once."""
+    told: dict[tuple[str, str, str], list[str]] = {}
+    for outcome in (*_WORST, "waived"):
+        for one in verdicts:
+            if _outcome(one) == outcome:
+                key = outcome, str(one["cell"]), line(str(one["reason"]), _LONGEST)
+                told.setdefault(key, []).append(f"{one['kit']}.{one['test']}")
+    lines = []
+    for (outcome, cell, reason), tests in list(told.items())[:_MOST]:
+        more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
+        where = markdown(f"{cell}: {tests[0]}{more}")
+        lines.append(f"- {_SYMBOLS[outcome]} **{outcome}** {where}: {markdown(reason)}")
+    if len(told) > _MOST:
+        lines.append(f"- {len(told) - _MOST} more stand in the records")
+    return lines
