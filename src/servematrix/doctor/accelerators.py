@@ -9,7 +9,7 @@ from typing import Final
 from servematrix import gpus
 from servematrix.doctor.finding import Finding
 from servematrix.engines.base import EnvironmentProblem
-from servematrix.gpus import GIB, Gpu, freedom, leases
+from servematrix.gpus import GIB, Gpu, freedom, lease_files, leases
 from servematrix.gpus.gpu import listed
 from servematrix.gpus.pretend import NUMBER
 from servematrix.gpus.use import Use
@@ -117,16 +117,16 @@ def _taken(gpu: Gpu, use: Use | None) -> str | None:
 
 def held() -> Finding:
     """Can leases be taken, and who holds some?"""
-    folder = os.environ.get(leases.FOLDER) or leases.DEFAULT_FOLDER
+    folder = os.environ.get(lease_files.FOLDER) or lease_files.DEFAULT_FOLDER
     try:
         found = leases.held()
     except EnvironmentProblem as problem:
-        return Finding("problem", str(problem), f"name another folder in {leases.FOLDER}")
+        return Finding("problem", str(problem), f"name another folder in {lease_files.FOLDER}")
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding(
             "problem",
             f"{folder}: no lease can be written there",
-            f"make it writable for all users, or name another folder in {leases.FOLDER}",
+            f"make it writable for all users, or name another folder in {lease_files.FOLDER}",
         )
     told = "; ".join(f"{uuid} by {holder}" for uuid, holder in found.items())
     return Finding("ok", f"leases in {folder}: {told or 'none held'}")
