@@ -26,11 +26,15 @@ def test_a_report_has_no_secret(longrepr: Any) -> None:
     report = pytest.TestReport(
         "id", ("file", 1, "test"), {}, "failed", longrepr, "call",
         sections=[("Captured stdout call", f"prints {KEY}")],
-        user_properties=[("reason", f"{KEY} was refused"), ("n", 1)],
+        user_properties=[("reason", f"{KEY} was refused"), ("n", 1), (f"kit.{KEY}[1]", 2)],
     )  # fmt: skip
     told = after(DiscreetReports(Secrets([KEY])).pytest_runtest_makereport(), report)
     assert KEY not in str(vars(told))
-    assert told.user_properties == [("reason", "*** was refused"), ("n", 1)]
+    assert told.user_properties == [
+        ("reason", "*** was refused"),
+        ("n", 1),
+        ("kit.***[1]", 2),
+    ]
     assert told.sections == [("Captured stdout call", "prints ***")]
 
 

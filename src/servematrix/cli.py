@@ -25,6 +25,7 @@ from servematrix.engines import choice
 from servematrix.engines.base import Engine, EnvironmentProblem
 from servematrix.exit_codes import Exit
 from servematrix.faults import command as faulting
+from servematrix.history import command as remembering
 from servematrix.merge import command as merging
 from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
@@ -131,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     examining.set_defaults(command=doctoring.doctor)
     doctoring.add_options(examining)
+    remembered = commands.add_parser(
+        "history", help="what a configuration measured from run to run, oldest to newest"
+    )
+    remembered.set_defaults(command=remembering.history)
+    remembering.add_options(remembered)
     for command in (listing, planning, validating, replay, comparison, faulty, merged, examining):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")

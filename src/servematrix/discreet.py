@@ -36,7 +36,7 @@ class DiscreetReports:
         """Redact the report of a test, after everybody else has added to it."""
         report = yield
         report.user_properties = [
-            (name, self._secrets.redact(value) if isinstance(value, str) else value)
+            (self._name(name), self._secrets.redact(value) if isinstance(value, str) else value)
             for name, value in report.user_properties
         ]
         return self._redacted(report)
@@ -48,6 +48,10 @@ class DiscreetReports:
         """Redact the report of a file that was collected."""
         report = yield
         return self._redacted(report)
+
+    def _name(self, name: str) -> str:
+        """The name of a property; words of ours, by which reports are read, stay as they are."""
+        return name if name.isidentifier() else self._secrets.redact(name)
 
     def _redacted(self, report: Report) -> Report:
         redact = self._secrets.redact

@@ -19,12 +19,12 @@ def keep(item: pytest.Item, cell: str, reporter: Reporter, verdict: Verdict) -> 
     """Keep the properties of a test that has its verdict.
 
     They are `cell`, `kit`, `verdict`, `rule`, `reason`, `waived` where it is, and for each number
-    that was measured `KIT.NAME[UNIT]`.
+    that was measured `KIT.NAME[UNIT]`, or `KIT.NAME` where it has no unit.
     """
     kit, _ = reporter.judged or ("?", "")
     waived = [("waived", reporter.waived.reason)] if reporter.waived else []
     measured = [
-        (line(f"{of}.{name}[{unit}]"), line(str(value), _LONGEST))
+        (line(f"{of}.{name}[{unit}]" if unit else f"{of}.{name}"), line(str(value), _LONGEST))
         for of, name, value, unit in reporter.measured
     ]
     item.stash[_KEPT] = [
