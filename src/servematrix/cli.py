@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from servematrix import config as configs
-from servematrix import github, matrix, run, running, waivers
+from servematrix import github, matrix, new, run, running, waivers
 from servematrix.calibration import command as calibration
 from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("run", help="run sessions or configurations, as nox -s does")
     runs.set_defaults(command=running.run)
     running.add_options(runs)
+    newer = commands.add_parser("new-config", help="write a commented start of a configuration")
+    newer.set_defaults(command=new.config)
+    new.add_options(newer)
     planning = commands.add_parser(
         "plan", help="cells, command lines and environment of a run, without starting anything"
     )
