@@ -118,7 +118,7 @@ class Project:
         project = self.folder / "project"
         (project / "suites").mkdir(parents=True)
         (self.folder / "tmp").mkdir()
-        for name in ("configs", "noxfile.py", "pyproject.toml"):
+        for name in ("configs", "noxfile.py", "pyproject.toml", "src"):
             (project / name).symlink_to(ROOT / name)
         (project / "suites" / "test_quick.py").write_text(_SUITE)
         (project / "pytest.ini").write_text(
