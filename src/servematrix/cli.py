@@ -29,6 +29,7 @@ from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
+from servematrix.report import command as reporting
 from servematrix.terminal import console, say
 from servematrix.validation import command as validation
 
@@ -125,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     merged.set_defaults(command=merging.merge)
     merging.add_options(merged)
+    reported = commands.add_parser("report", help="one HTML file of a run, or of several")
+    reported.set_defaults(command=reporting.report)
+    reporting.add_options(reported)
     for command in (listing, planning, validating, replay, comparison, faulty, merged):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
