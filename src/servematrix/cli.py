@@ -31,6 +31,7 @@ from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
 from servematrix.replay.reading import RecordingError
+from servematrix.report import command as reporting
 from servematrix.terminal import console, say
 from servematrix.validation import command as validation
 
@@ -143,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     remembered.set_defaults(command=remembering.history)
     remembering.add_options(remembered)
+    reported = commands.add_parser("report", help="one HTML file of a run, or of several")
+    reported.set_defaults(command=reporting.report)
+    reporting.add_options(reported)
     for command in (listing, planning, validating, replay, comparison, faulty, merged, examining):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
