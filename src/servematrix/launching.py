@@ -134,8 +134,7 @@ def machine_cause(told: str, lease: Lease | None) -> str | None:
     strangers = [
         f"GPU {gpu.index}: {process.told()}"
         for gpu in lease.gpus
-        for process in (used[gpu.uuid].processes if gpu.uuid in used else ())
-        if not process.is_ours()
+        for process in (used[gpu.uuid].strangers() if gpu.uuid in used else ())
     ]
     if not strangers:
         return None

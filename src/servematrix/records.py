@@ -252,6 +252,11 @@ def _stands(record: Mapping[str, Any], again: Collection[str], broken: str | Non
     return broken is None or record.get("cell") != broken or record["kind"] in _OF_PLACES
 
 
+def outcome(verdict: Mapping[str, Any]) -> str:
+    """A verdict's word; a failure that is waived is `waived`."""
+    return "waived" if verdict.get("waived") else str(verdict["verdict"])
+
+
 def attached(folder: Path, path: str) -> Any:
     """The content of a file that a record points to, gzipped or not.
 

@@ -7,7 +7,7 @@ for the cells that it is given.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from servematrix.engines.base import EnvironmentProblem, ServerFailed
 from servematrix.executors import dispatch, usage
 from servematrix.exit_codes import Exit
 from servematrix.launching import Launched, Launcher
+from servematrix.progress import tell
 from servematrix.recording import Recording
 from servematrix.records import RecordsError, Run
 from servematrix.redaction import Secrets
@@ -238,14 +239,7 @@ class MatrixSession:
         return found if isinstance(found, Found) else None
 
     def _say(self, line: str) -> None:
-        """Show progress of what takes long, past pytest's capture."""
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is None:
-            return
-        capture = self._config.pluginmanager.get_plugin("capturemanager")
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
-            reporter.ensure_newline()
-            reporter.write_line(f"servematrix: {shown(line)}")
+        tell(self._config, line)
 
     def _record_cell(self, served: ServedCell, launched: Launched, differences: list[str]) -> None:
         planned = served.planned

@@ -51,16 +51,12 @@ def _grid(cells: Sequence[str], verdicts: Sequence[Mapping[str, Any]]) -> list[s
     kits = list(dict.fromkeys(str(one["kit"]) for one in verdicts))
     found: dict[tuple[str, str], list[str]] = {}
     for one in verdicts:
-        found.setdefault((one["cell"], one["kit"]), []).append(_outcome(one))
+        found.setdefault((one["cell"], one["kit"]), []).append(records.outcome(one))
     lines = [f"| cell | {' | '.join(map(markdown, kits))} |", f"| --- |{' --- |' * len(kits)}"]
     for cell in cells:
         told = [_told(found.get((cell, kit), ())) for kit in kits]
         lines.append(f"| {' | '.join([markdown(cell), *told])} |")
     return lines
-
-
-def _outcome(verdict: Mapping[str, Any]) -> str:
-    return "waived" if verdict.get("waived") else str(verdict["verdict"])
 
 
 def _told(outcomes: Sequence[str]) -> str:
@@ -79,7 +75,7 @@ def _troubles(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     told: dict[tuple[str, str, str], list[str]] = {}
     for outcome in (*_WORST, "waived"):
         for one in verdicts:
-            if _outcome(one) == outcome:
+            if records.outcome(one) == outcome:
                 key = outcome, str(one["cell"]), line(str(one["reason"]), _LONGEST)
                 told.setdefault(key, []).append(f"{one['kit']}.{one['test']}")
     lines = []

@@ -105,7 +105,7 @@ def users() -> Finding:
 
 def _taken(gpu: Gpu, use: Use | None) -> str | None:
     """Who other than a server of ours has a GPU, as a clause."""
-    if use is not None and use.processes and all(one.is_ours() for one in use.processes):
+    if use is not None and use.processes and not use.strangers():
         return None
     missing = gpu.memory_total - use.free if use is not None else 0
     if use is not None and not use.processes and missing > max(HELD, gpu.memory_total // 20):
@@ -117,9 +117,9 @@ def _taken(gpu: Gpu, use: Use | None) -> str | None:
 
 def held() -> Finding:
     """Can leases be taken, and who holds some?"""
-    folder = os.environ.get(lease_files.FOLDER) or lease_files.DEFAULT_FOLDER
     try:
-        found = leases.held()
+        folder = lease_files.folder_of_leases()
+        found = leases.held(folder)
     except EnvironmentProblem as problem:
         return Finding("problem", str(problem), f"name another folder in {lease_files.FOLDER}")
     if not os.access(folder, os.W_OK | os.X_OK):

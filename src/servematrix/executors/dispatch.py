@@ -21,6 +21,7 @@ from servematrix.executors import attempt, command, usage
 from servematrix.executors.cluster import Cluster, News
 from servematrix.executors.incoming import Incoming
 from servematrix.executors.part import Part, parts
+from servematrix.progress import tell
 from servematrix.records import RecordsError, Run
 from servematrix.reporter import give_up
 from servematrix.resume import Kept
@@ -247,10 +248,7 @@ class Dispatcher:
             )
 
     def _say(self, told: str) -> None:
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.ensure_newline()
-            reporter.write_line(f"servematrix: {shown(told)}")
+        tell(self._config, told)
 
     def _record(self, kind: str, **fields: Any) -> None:
         try:

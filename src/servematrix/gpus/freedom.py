@@ -36,7 +36,7 @@ def occupied(use: Use | None, level: int | None) -> str | None:
     """
     if use is None:
         return "the driver no longer tells of it"
-    strangers = [one for one in use.processes if not one.is_ours()]
+    strangers = use.strangers()
     if strangers:
         return f"used by {', '.join(one.told() for one in strangers)}"
     if use.processes:
@@ -74,7 +74,7 @@ def wait_until_free(gpus: Sequence[Gpu], levels: Mapping[str, int], seconds: flo
 def _kept(use: Use | None, level: int) -> str | None:
     if use is None:
         return occupied(use, level)
-    strangers = [one for one in use.processes if not one.is_ours()]
-    ours = tuple(one for one in use.processes if one.is_ours())
+    strangers = use.strangers()
+    ours = tuple(one for one in use.processes if one not in strangers)
     # what a stranger holds is not ours to give back
     return occupied(Use(use.free + sum(one.memory for one in strangers), ours), level)

@@ -55,9 +55,7 @@ class Lease:
                 account = {"free": self.levels[gpu.uuid], "clean": clean, "boot": files.boot()}
                 # an account that cannot be written says what was: the next one waits for memory
                 with suppress(EnvironmentProblem):
-                    files.write(
-                        files.account_path(self._folder, gpu), account | {"boot": files.boot()}
-                    )
+                    files.write(files.account_path(self._folder, gpu), account)
                 lock.release()
 
 

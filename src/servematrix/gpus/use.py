@@ -48,6 +48,10 @@ class Use:
     free: int
     processes: tuple[Process, ...] = ()
 
+    def strangers(self) -> list[Process]:
+        """The processes that no guard of ours ends."""
+        return [one for one in self.processes if not one.is_ours()]
+
 
 def _is_guard(process: psutil.Process) -> bool:
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,7 @@ class Shown:
         """The worst outcome of each kit."""
         found: dict[str, list[str]] = {}
         for one in self.verdicts:
-            found.setdefault(str(one["kit"]), []).append(outcome(one))
+            found.setdefault(str(one["kit"]), []).append(records.outcome(one))
         return {kit: worst(outcomes) for kit, outcomes in found.items()}
 
     def further(self) -> list[dict[str, Any]]:
@@ -88,11 +88,6 @@ class Report:
         return shlex.join(map(str, self.header.get("command") or ()))
 
 
-def outcome(verdict: Mapping[str, Any]) -> str:
-    """A verdict's word; one that is waived counts as that."""
-    return "waived" if verdict.get("waived") else str(verdict["verdict"])
-
-
 def worst(outcomes: Sequence[str]) -> str:
     """The worst of some outcomes; a word that is not known is an error."""
     return min((one if one in WORST_FIRST else "error" for one in outcomes), key=WORST_FIRST.index)
@@ -125,7 +120,7 @@ def read(folder: Path, hidden: Secrets) -> Report:
         counts: dict[str, int] = {}
         for cell in cells.values():
             for one in cell.verdicts:
-                counts[outcome(one)] = counts.get(outcome(one), 0) + 1
+                counts[records.outcome(one)] = counts.get(records.outcome(one), 0) + 1
         return Report(
             folder.resolve(), found[0], list(cells.values()), events, end.get("exit_code"), counts
         )

@@ -8,8 +8,9 @@ from importlib.resources import files
 from typing import Any, Final
 
 from servematrix.gates.windows import fresh_windows
+from servematrix.records import outcome
 from servematrix.report import plots
-from servematrix.report.cells import WORST_FIRST, Report, Shown, outcome, worst
+from servematrix.report.cells import WORST_FIRST, Report, Shown, worst
 from servematrix.terminal import MOST, shown
 
 SYMBOLS: Final = {
