@@ -27,6 +27,7 @@ from servematrix.records import RecordsError, file_name
 from servematrix.redaction import is_secret
 
 FORMAT: Final = 1
+_BAND: Final = {"bound", "unit", "better"}
 FOLDER: Final = "baselines"
 """Beside `configs/`."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -253,6 +254,15 @@ class Found:
         """What a run's records say of it."""
         content = self.baseline.model_dump(mode="json")
         return {"file": str(self.path), "sha256": digest(content["checksums"])}
+
+    def band(self) -> dict[str, dict[str, Any]]:
+        """What its runs measured, by quantity: values, bound, unit and which way is better."""
+        thresholds = self.baseline.thresholds
+        return {
+            name: {"values": values, **thresholds[name].model_dump(include=_BAND)}
+            for name, values in self.baseline.distributions.items()
+            if name in thresholds
+        }
 
     def described(self) -> str:
         """One line for people: where it stands, of what, and its thresholds."""
