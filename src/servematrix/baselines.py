@@ -30,6 +30,13 @@ FORMAT: Final = 1
 _BAND: Final = {"bound", "unit", "better"}
 FOLDER: Final = "baselines"
 """Beside `configs/`."""
+TESTS: Final[Mapping[str, str]] = {
+    name: "hellaswag.test_accuracy_floor"
+    if name == "accuracy"
+    else "fwd_occupancy.test_fwd_occupancy"
+    for name in throughput.QUANTITIES
+}
+"""The test, as `kit.test`, whose verdict has each quantity; others have numbers of that name."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Quantity = Annotated[str, Field(pattern=f"^({'|'.join(throughput.QUANTITIES)})$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

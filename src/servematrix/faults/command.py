@@ -98,7 +98,15 @@ def _run(
     folder = root / "configs"
     cells.write(folder, all_known, chosen, source, quick=options.quick, healthy=healthy)
     end_in_good_order()
-    command = [sys.executable, "-m", "pytest", os.path.relpath(suites), "--configs", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        os.path.relpath(suites),
+        "--no-report",
+        "--configs",
+        str(folder),
+    ]
     command += ["--engine", "reference", "--start-deadline", str(_START_SECONDS)]
     for fault in chosen:
         if fault.baseline:
