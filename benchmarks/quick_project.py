@@ -20,6 +20,7 @@ from servematrix import records
 from servematrix.engines import ports
 from servematrix.exit_codes import Exit
 from servematrix.folders import LOCK
+from servematrix.report.command import FILE as REPORT
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 END_SECONDS: Final = 120.0
@@ -247,7 +248,9 @@ def _files_of(folder: Path) -> list[str]:
 def _is_of_a_run(first: str, rest: str) -> bool:
     if first in (".lock", "latest"):
         return not rest
-    inside = re.fullmatch(rf"{records.FILE}|{LOCK}|[^/]+\.log|files/[^/]+\.json", rest)
+    inside = re.fullmatch(
+        rf"{records.FILE}|{LOCK}|{re.escape(REPORT)}|[^/]+\.log|files/[^/]+\.json", rest
+    )
     return inside is not None
 
 

@@ -30,7 +30,7 @@ enable-metrics = true
 """
 
 SUITE = """
-import os, signal
+import contextlib, os, signal
 import psutil
 import pytest
 from servematrix.gates.verdict import Verdict
@@ -46,15 +46,13 @@ class MineMixin(Kit):
 
     def kill_the_server(self, wait=True):
         for process in psutil.process_iter():
-            try:
+            with contextlib.suppress(psutil.Error):  # it may end while it is looked at
                 line = process.cmdline()
-            except psutil.Error:
-                continue
-            if "servematrix.engines.reference" in line and self.base_url.split(":")[-1] in line:
-                if "servematrix.engines.guard" not in line:
-                    os.kill(process.pid, signal.SIGKILL)
-                    while wait and process.is_running() and process.status() != "zombie":
-                        psutil.wait_procs([process], timeout=0.1)
+                if "servematrix.engines.reference" in line and self.base_url.split(":")[-1] in line:
+                    if "servematrix.engines.guard" not in line:
+                        os.kill(process.pid, signal.SIGKILL)
+                        while wait and process.is_running() and process.status() != "zombie":
+                            psutil.wait_procs([process], timeout=0.1)
 
 
 @pytest.mark.suite("mine")

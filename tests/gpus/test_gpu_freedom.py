@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -82,6 +83,8 @@ def test_ours_is_what_a_guard_of_ours_ends(served: int) -> None:
 
 def test_a_stranger_is_named() -> None:
     stranger = subprocess.Popen(["sleep", "600"])
+    while not psutil.Process(stranger.pid).cmdline():  # it is set a moment after the exec is told
+        time.sleep(0.001)
     told = freedom.occupied(used(Process(stranger.pid, 3 * GIB)), None)
     stranger.kill()
     stranger.wait()
