@@ -105,7 +105,8 @@ class Overview:
                     named, _name(kit), look.verdict(word), f"{number}{of}", _seconds([fared])
                 )
                 named = ""
-            table.add_section()
+            if len(kits) > 1:
+                table.add_section()
         return table
 
     def _by_cell(self, look: _Look) -> Table:

@@ -6,7 +6,8 @@ run whose servers start quickly has none; then one where the phase has changed, 
 seconds, and one a minute where it has not, for whoever waits for a sign of life. A start of ten
 minutes with eight phases is some fifteen lines.
 
-A worker of pytest-xdist has no terminal; what takes long there is not told.
+A worker of pytest-xdist has no terminal: its lines are written by its controller, plain ones, for
+several cells go on at a time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from servematrix.ci.commands import unobeyed
 from servematrix.discreet import DiscreetStream
 from servematrix.engines.phases import Phase
 from servematrix.redaction import Secrets
+from servematrix.relay import Receiver, Sender
 from servematrix.screen import Screen
 from servematrix.terminal import line, shown
 
@@ -36,8 +38,17 @@ STILL_SECONDS: Final = 60.0
 """Between two plain lines where the phase is the same."""
 
 
+PLUGIN: Final = "servematrix-progress"
+_ADDRESS: Final = "servematrix_progress"
+"""Names the controller's socket in what a worker is given."""
+
+
 def tell(config: pytest.Config, told: str) -> None:
     """Show a line on the terminal at once, past pytest's capture."""
+    if hasattr(config, "workerinput"):
+        progress: Progress = config.pluginmanager.get_plugin(PLUGIN)
+        progress.send(told)
+        return
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
         return
@@ -80,7 +91,8 @@ class Progress:
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
-        self._screen: Screen | None = None
+        self._screen: Screen | Sender | None = None
+        self._receiver: Receiver | None = None
         self._activities: dict[object, Activity] = {}
         self._lock = threading.Lock()
         self._busy = threading.Event()
@@ -103,6 +115,11 @@ class Progress:
         """Return what a kit that measures a cell tells its progress."""
         return KitProgress(self, cell)
 
+    def send(self, told: str) -> None:
+        """Have the controller write a line, where this is one of its workers."""
+        if isinstance(self._screen, Sender):
+            self._screen.line(f"servematrix: {line(told)}")
+
     def _begin(self, key: object, activity: Activity) -> None:
         with self._lock:
             self._activities[key] = activity
@@ -123,8 +140,11 @@ class Progress:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Take the terminal, while pytest captures nothing."""
         reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is None:
-            return
+        worker: dict[str, Any] | None = getattr(session.config, "workerinput", None)
+        if worker is not None and _ADDRESS in worker:
+            self._start(Sender(worker[_ADDRESS]))
+        if worker is not None or reporter is None:
+            return  # the reporter of a worker writes to nobody
         try:
             file = os.fdopen(
                 os.dup(reporter._tw._file.fileno()),
@@ -139,9 +159,25 @@ class Progress:
             reporter.currentfspath = None
 
         safe: Any = unobeyed(DiscreetStream(file, self._secrets))
-        self._screen = Screen(safe, live=_is_live(session.config, file), broke=broke)
+        screen = Screen(safe, live=_is_live(session.config, file), broke=broke)
         # pytest has no other way to reach the stream that its terminal writes to
-        reporter._tw._file = self._screen.shared(reporter._tw._file)
+        reporter._tw._file = screen.shared(reporter._tw._file)
+        self._start(screen)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell an xdist worker where its lines go."""
+        if self._screen is None:
+            return
+        if self._receiver is None:
+            try:
+                self._receiver = Receiver(self._screen.line)
+            except OSError:
+                return  # such as a TMPDIR whose name is too long for a socket
+        node.workerinput[_ADDRESS] = self._receiver.address
+
+    def _start(self, screen: Screen | Sender) -> None:
+        self._screen = screen
         threading.Thread(target=self._watch, name="progress", daemon=True).start()
 
     def pytest_keyboard_interrupt(self) -> None:
@@ -158,6 +194,8 @@ class Progress:
         self._busy.set()
         if self._screen is not None:
             self._screen.hide()
+        if self._receiver is not None:
+            self._receiver.close()
 
     # -- the thread that shows -------------------------------------------------------------------
 

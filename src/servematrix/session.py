@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from servematrix import baselines, run, waivers
+from servematrix import baselines, progress, run, waivers
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
@@ -44,7 +44,7 @@ class MatrixSession:
         self._secrets = self.plan.secrets()
         config.pluginmanager.register(DiscreetReports(self._secrets))
         self._progress = Progress(self._secrets)
-        config.pluginmanager.register(self._progress)
+        config.pluginmanager.register(self._progress, progress.PLUGIN)
         self._baselines = _baselines(config, self.plan, self._secrets)
         self._waivers = waivers.find(
             self.options.configs_directory,
