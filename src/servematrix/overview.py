@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rich.box import ASCII2, SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +35,7 @@ _STYLES: Final[Mapping[str, tuple[str, str, str]]] = {
     "waived": ("~", "~", "yellow"),
     "not_applicable": ("-", "-", ""),
 }
+_ASCII: Final = Box(str(SIMPLE_HEAD).replace("─", "-"), ascii=True)
 _LONGEST: Final = 40
 """Characters of a name that are shown."""
 
@@ -86,7 +87,7 @@ class Overview:
         )
         console.print(table)
         drawn: Any = console.file
-        return "\n".join(row.rstrip() for row in drawn.getvalue().strip("\n").splitlines())
+        return "\n".join(row.rstrip() for row in drawn.getvalue().splitlines()).strip("\n")
 
     def _by_kit(self, look: _Look) -> Table:
         table = look.table()
@@ -113,14 +114,12 @@ class Overview:
         table = look.table()
         table.add_column("cell", overflow="fold", min_width=16)
         table.add_column("seconds", justify="right", no_wrap=True)
-        table.add_column("worst", no_wrap=True)
         table.add_column("kits", overflow="fold")
         for cell, kits in self._cells.items():
             words = {kit: worst(fared.outcomes) for kit, fared in kits.items()}
             table.add_row(
                 _name(cell),
                 _seconds(kits.values()),
-                look.verdict(worst([*words.values()])),
                 look.named(words),
             )
         return table
@@ -131,14 +130,14 @@ class _Look:
 
     def __init__(self, symbols: bool) -> None:
         self._at = 0 if symbols else 1
-        self._box = SIMPLE_HEAD if symbols else ASCII2
+        self._box = SIMPLE_HEAD if symbols else _ASCII
 
     def table(self) -> Table:
         return Table(box=self._box, padding=(0, 1, 0, 0), pad_edge=False)
 
-    def verdict(self, word: str, before: str = "", after: str = "") -> Text:
+    def verdict(self, word: str, before: str = "") -> Text:
         symbols = _STYLES.get(word, ("?", "?", "bold red"))
-        told = f"{symbols[self._at]} {before}{word.replace('_', ' ')}{after}"
+        told = f"{symbols[self._at]} {before}{_name(word).replace('_', ' ')}"
         return Text(told, style=symbols[2])
 
     def named(self, words: Mapping[str, str]) -> Text:

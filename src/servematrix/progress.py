@@ -46,7 +46,7 @@ _ADDRESS: Final = "servematrix_progress"
 def tell(config: pytest.Config, told: str) -> None:
     """Show a line on the terminal at once, past pytest's capture."""
     if hasattr(config, "workerinput"):
-        progress: Progress = config.pluginmanager.get_plugin(PLUGIN)
+        progress: Any = config.pluginmanager.get_plugin(PLUGIN)
         progress.send(told)
         return
     reporter = config.pluginmanager.get_plugin("terminalreporter")

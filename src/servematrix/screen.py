@@ -41,6 +41,8 @@ class Screen:
         self._broke = broke
         self._lock = threading.RLock()
         self._column = 0
+        self._back = 0
+        """The column where pytest's line goes on, above the line of status."""
         self._shown: Live | None = None
         self._console = _Steady(
             file=file, force_terminal=live, markup=False, emoji=False, highlight=False
@@ -50,12 +52,15 @@ class Screen:
         """Show a line of status, in place of the one before; it is cut where the screen ends."""
         with self._lock:
             try:
-                columns = os.get_terminal_size(self._file.fileno()).columns
+                columns = os.get_terminal_size(self._file.fileno()).columns or 80
             except OSError:
                 return
             # one less than there are: a full line leaves some terminals on the next one
-            self._console.size = ConsoleDimensions(max(1, columns - 1) if columns else 79, 25)
+            self._console.size = ConsoleDimensions(max(1, columns - 1), 25)
             if self._shown is None:
+                if self._column and self._column % columns == 0:
+                    return  # terminals differ in where the cursor is now
+                self._back = self._column % columns
                 if self._column:
                     self._put("\n")
                 self._shown = Live(
@@ -76,8 +81,8 @@ class Screen:
                 return
             shown, self._shown = self._shown, None
             shown.stop()
-            if self._column:
-                self._put(f"\x1b[1A\x1b[{self._column}C")
+            if self._back:
+                self._put(f"\x1b[1A\x1b[{self._back}C")
 
     def line(self, told: str) -> None:
         """Write one plain line, below what pytest has written."""
