@@ -67,7 +67,15 @@ class TestMine(MineMixin):
     pass
 """
 CONFTEST = """
+import pytest
 from servematrix import progress
+
+
+@pytest.fixture(autouse=True)
+def told(request):
+    if request.node.name.startswith("test_second") and hasattr(request.config, "workerinput"):
+        progress.tell(request.config, "told meanwhile")
+
 
 progress.LOOK_SECONDS, progress.APART_SECONDS = 0.05, 0.1
 """
@@ -273,6 +281,8 @@ def test_workers_tell_their_controller(folder: Path) -> None:
     text = in_a_file(folder, "-n", "2", selection="mine")
     for cell in ("mine(size=1)", "mine(size=2)"):
         assert re.search(rf"^servematrix: {re.escape(cell)}: server starts, ", text, re.MULTILINE)
+        assert re.search(rf"^ {re.escape(cell)}  mine +✓ pass +2 ", text, re.MULTILINE), "the table"
+    assert text.count("\nservematrix: told meanwhile\n") == 2
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("servematrix-*/progress"))
 
 
