@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD, Box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from servematrix.gates.verdict import SEVERITY
-from servematrix.terminal import line
+from servematrix.terminal import console, line
 
 MOST_ROWS: Final = 24
 """Of the form with a row for each kit: as many as a small terminal shows."""
@@ -74,19 +73,8 @@ class Overview:
         look = _Look(_can(encoding))
         rows = sum(map(len, self._cells.values()))
         table = self._by_kit(look) if rows <= MOST_ROWS else self._by_cell(look)
-        console = Console(
-            file=io.StringIO(),
-            width=width,
-            force_terminal=colours,
-            no_color=not colours,
-            color_system="standard" if colours else None,
-            markup=False,
-            emoji=False,
-            highlight=False,
-            legacy_windows=False,
-        )
-        console.print(table)
-        drawn: Any = console.file
+        drawn = io.StringIO()
+        console(file=drawn, width=width, colours=colours).print(table)
         return "\n".join(row.rstrip() for row in drawn.getvalue().splitlines()).strip("\n")
 
     def _by_kit(self, look: _Look) -> Table:

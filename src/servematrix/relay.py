@@ -19,6 +19,8 @@ from servematrix.terminal import line
 
 _LONGEST: Final = 8192
 """Bytes of a line."""
+_END_SECONDS: Final = 2.0
+"""For the lines that were sent to be written."""
 
 
 class Receiver:
@@ -31,9 +33,10 @@ class Receiver:
         try:
             self._socket.bind(self.address)
         except OSError:
-            self.close()
+            self._remove()
             raise
-        threading.Thread(target=self._receive, name="relay", daemon=True).start()
+        self._thread = threading.Thread(target=self._receive, name="relay", daemon=True)
+        self._thread.start()
 
     @property
     def address(self) -> str:
@@ -41,19 +44,21 @@ class Receiver:
         return str(self._folder / "progress")
 
     def close(self) -> None:
-        """Take no more."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        """Take what was sent until now, and no more; does nothing the second time."""
+        if self._thread.is_alive():
+            with contextlib.suppress(OSError):
+                self._socket.sendto(b"", self.address)
+                self._thread.join(_END_SECONDS)
+        self._remove()
+
+    def _remove(self) -> None:
         self._socket.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
         with contextlib.suppress(OSError):
-            while True:
-                told = self._socket.recv(_LONGEST).decode(errors="replace")
-                if not told:
-                    return  # it is closed
-                self._take(line(told))
+            while told := self._socket.recv(_LONGEST):
+                self._take(line(told.decode(errors="replace")))
 
 
 class Sender:
