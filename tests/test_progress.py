@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from screens import seen
+from servematrix import relay
 from servematrix.engines.phases import Phase
 from servematrix.progress import APART_SECONDS, STILL_SECONDS, Activity
+from servematrix.relay import Receiver, Sender
 
 CONFIG = """
 description = "for tests"
@@ -283,7 +285,6 @@ def test_workers_tell_their_controller(folder: Path) -> None:
         assert re.search(rf"^servematrix: {re.escape(cell)}: server starts, ", text, re.MULTILINE)
         assert re.search(rf"^ {re.escape(cell)}  mine +✓ pass +2 ", text, re.MULTILINE), "the table"
     assert text.splitlines().count("servematrix: told meanwhile") == 2
-    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("servematrix-*/progress"))
 
 
 def test_an_activity_is_told_now_and_then() -> None:
@@ -300,3 +301,27 @@ def test_an_activity_is_told_now_and_then() -> None:
 def test_what_is_told_is_one_line() -> None:
     one = Activity("a", lambda: Phase("x"), deadline=900.0, began=time.monotonic())
     assert one.told(Phase("loads", "1 of\n2")) == "a, 0 of 900 s: loads, 1 of\\n2"
+
+
+def test_a_receiver_takes_what_was_sent_before_it_closed() -> None:
+    taken: list[str] = []
+    receiver = Receiver(taken.append)
+    sender = Sender(receiver.name)
+    for number in range(5):
+        sender.line(f"{number}\x1b[31m\n")
+    receiver.close()
+    assert taken == [f"{number}\\x1b[31m\\n" for number in range(5)]
+    sender.line("to nobody")
+    receiver.close()
+    assert len(taken) == 5
+
+
+def test_other_users_are_not_heard(monkeypatch) -> None:
+    taken: list[str] = []
+    receiver = Receiver(taken.append)
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    Sender(receiver.name).line("from somebody else")
+    monkeypatch.setattr(relay, "_END_SECONDS", 0.2)
+    receiver.close()
+    assert taken == []

@@ -39,8 +39,8 @@ STILL_SECONDS: Final = 60.0
 
 
 PLUGIN: Final = "servematrix-progress"
-_ADDRESS: Final = "servematrix_progress"
-"""Names the controller's socket in what a worker is given."""
+_RECEIVER: Final = "servematrix_progress"
+"""Stands for the controller's socket in what a worker is given."""
 
 
 def tell(config: pytest.Config, told: str) -> None:
@@ -141,8 +141,8 @@ class Progress:
         """Take the terminal, while pytest captures nothing."""
         reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
         worker: dict[str, Any] | None = getattr(session.config, "workerinput", None)
-        if worker is not None and _ADDRESS in worker:
-            self._start(Sender(worker[_ADDRESS]))
+        if worker is not None and _RECEIVER in worker:
+            self._start(Sender(worker[_RECEIVER]))
         if worker is not None or reporter is None:
             return  # the reporter of a worker writes to nobody
         try:
@@ -173,8 +173,8 @@ class Progress:
             try:
                 self._receiver = Receiver(self._screen.line)
             except OSError:
-                return  # such as a TMPDIR whose name is too long for a socket
-        node.workerinput[_ADDRESS] = self._receiver.address
+                return  # a sandbox that allows no socket; the rest goes on
+        node.workerinput[_RECEIVER] = self._receiver.name
 
     def _start(self, screen: Screen | Sender) -> None:
         self._screen = screen

@@ -1,18 +1,19 @@
 """Lines of progress from the workers of pytest-xdist, which have no terminal, to their controller.
 
-Each line is a datagram to a socket in a folder of the controller's own. One that does not arrive,
-for the controller is gone or busy, is lost: it was of interest at that moment only.
+Each line is a datagram to a socket of the controller. The socket has a name and no file (Linux's
+abstract names), so that a controller that is killed leaves nothing; other users, who could send to
+it too, are not heard. A line that does not arrive is lost: it was of interest at that moment only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import socket
-import tempfile
+import struct
 import threading
+import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from servematrix.terminal import line
@@ -21,6 +22,8 @@ _LONGEST: Final = 8192
 """Bytes of a line."""
 _END_SECONDS: Final = 2.0
 """For the lines that were sent to be written."""
+_CREDENTIALS: Final = struct.Struct("3i")
+"""Process, user and group of who sent a datagram, as the kernel tells."""
 
 
 class Receiver:
@@ -28,36 +31,32 @@ class Receiver:
 
     def __init__(self, take: Callable[[str], object]) -> None:
         self._take = take
-        self._folder = Path(tempfile.mkdtemp(prefix="servematrix-"))
+        self.name = f"servematrix-{uuid.uuid4().hex}"
+        """For `Sender`."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            self._socket.bind(self.address)
-        except OSError:
-            self._remove()
-            raise
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket.bind(f"\0{self.name}")
         self._thread = threading.Thread(target=self._receive, name="relay", daemon=True)
         self._thread.start()
 
-    @property
-    def address(self) -> str:
-        """The path of the socket, for `Sender`."""
-        return str(self._folder / "progress")
-
     def close(self) -> None:
         """Take what was sent until now, and no more; does nothing the second time."""
-        if self._thread.is_alive():
-            with contextlib.suppress(OSError):
-                self._socket.sendto(b"", self.address)
-                self._thread.join(_END_SECONDS)
-        self._remove()
-
-    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.sendto(b"", f"\0{self.name}")
+            self._thread.join(_END_SECONDS)
         self._socket.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
         with contextlib.suppress(OSError):
-            while told := self._socket.recv(_LONGEST):
+            while True:
+                told, control, *_ = self._socket.recvmsg(
+                    _LONGEST, socket.CMSG_SPACE(_CREDENTIALS.size)
+                )
+                user = _CREDENTIALS.unpack(control[0][2])[1] if control else None
+                if user != os.getuid():
+                    continue
+                if not told:
+                    return
                 self._take(line(told.decode(errors="replace")))
 
 
@@ -66,15 +65,16 @@ class Sender:
 
     live = False
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, name: str) -> None:
+        """`name` is that of the `Receiver`."""
+        self._name = name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
     def line(self, told: str) -> None:
         """Send one line."""
         with contextlib.suppress(OSError):
-            self._socket.sendto(told.encode(errors="replace")[:_LONGEST], self._address)
+            self._socket.sendto(told.encode(errors="replace")[:_LONGEST], f"\0{self._name}")
 
     def show(self, told: str) -> None:
         """Nothing to show it on."""
