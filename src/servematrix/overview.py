@@ -50,7 +50,7 @@ class _Fared:
 
     outcomes: list[str] = field(default_factory=list)
     seconds: float | None = None
-    """That they took; None where all were kept from an earlier part of the run."""
+    """That they took; None where this is not known, as of an earlier part of the run."""
 
 
 class Overview:
@@ -60,7 +60,7 @@ class Overview:
         self._cells: dict[str, dict[str, _Fared]] = {}
 
     def count(self, cell: str, kit: str, outcome: str, seconds: float | None) -> None:
-        """Count a verdict, by its word; `seconds` None for one of an earlier part of the run."""
+        """Count a verdict, by its word; `seconds` None where it is not known what it took."""
         fared = self._cells.setdefault(cell, {}).setdefault(kit, _Fared())
         fared.outcomes.append(outcome)
         if seconds is not None:
@@ -146,7 +146,7 @@ class _Look:
 
 def _seconds(of: Any) -> str:
     known = [one.seconds for one in of if one.seconds is not None]
-    return f"{sum(known):.1f}" if known else "kept"
+    return f"{sum(known):.1f}" if known else "-"
 
 
 def _name(text: str) -> str:

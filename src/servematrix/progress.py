@@ -37,7 +37,6 @@ APART_SECONDS: Final = 15.0
 STILL_SECONDS: Final = 60.0
 """Between two plain lines where the phase is the same."""
 
-
 PLUGIN: Final = "servematrix-progress"
 _RECEIVER: Final = "servematrix_progress"
 """Stands for the controller's socket in what a worker is given."""
@@ -190,10 +189,11 @@ class Progress:
         self._close()
 
     def _close(self) -> None:
-        self._over.set()
-        self._busy.set()
-        if self._screen is not None:
-            self._screen.hide()
+        with self._lock:
+            self._over.set()
+            self._busy.set()
+            if self._screen is not None:
+                self._screen.hide()
         if self._receiver is not None:
             self._receiver.close()
 
