@@ -31,11 +31,14 @@ axis.size = [1, 2]
 path = "org/model"
 [environment]
 PYTHONPATH = "."
+MINE_TOKEN = "planted-key-1"
 """
 SITE = r"""
-import sys, time
+import os, sys, time
 if "servematrix.engines.reference" in sys.orig_argv:
     BAR = "Capturing batches (bs=4 avail_mem=18.72 GB): 33%|xx   | {}/3 [00:03<00:07, 3.93s/it]"
+    print("talks of", os.environ["MINE_TOKEN"], flush=True)
+    time.sleep(0.3)
     print("[2026-11-22 16:30:14] Load weight begin. avail mem=20.54 GB", flush=True)
     time.sleep(0.4)
     for done in range(3):
@@ -266,6 +269,8 @@ def test_plain_lines_in_a_file(folder: Path) -> None:
     lines = [line for line in text.splitlines() if "server starts" in line or "items in" in line]
     assert any(re.search(r"server starts, \d of 30 s: loads weights$", line) for line in lines)
     assert any("captures graphs" in line for line in lines)
+    assert any(line.endswith("s: talks of <MINE_TOKEN redacted>") for line in lines)
+    assert "planted-key-1" not in text
     assert any("mine(size=1): mine, 0 s: items in batches" in line for line in lines)
     phases = [re.sub(r".* s: |,.*", "", line) for line in lines]
     assert len(phases) == len(set(phases)), "one for each phase"

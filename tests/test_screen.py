@@ -21,9 +21,9 @@ from servematrix.screen import Screen
 class Terminal:
     """A pseudo-terminal, and a screen on it."""
 
-    def __init__(self, live: bool = True) -> None:
+    def __init__(self, live: bool = True, encoding: str = "utf-8") -> None:
         self.controller, descriptor = pty.openpty()
-        self.file = os.fdopen(descriptor, "w", encoding="utf-8")
+        self.file = os.fdopen(descriptor, "w", encoding=encoding, errors="backslashreplace")
         os.set_blocking(self.controller, False)
         self.broken = 0
         self.screen = Screen(self.file, live=live, broke=self.broke)
@@ -88,6 +88,15 @@ def test_a_long_line_is_cut_where_the_screen_ends(terminal: Terminal) -> None:
     terminal.screen.show("x" * 200)
     (line,) = terminal.look()
     assert line == "x" * 78 + "…"
+
+
+def test_a_terminal_that_has_ascii_alone() -> None:
+    terminal = Terminal(encoding="ascii")
+    terminal.screen.show("ü" * 78)
+    assert terminal.look() == [("\\xfc" * 20)[:79]]
+    terminal.screen.hide()
+    assert not any(terminal.look())
+    terminal.close()
 
 
 def test_markup_is_text(terminal: Terminal) -> None:

@@ -71,7 +71,11 @@ class Screen:
                     redirect_stderr=False,
                 )
                 self._shown.start()
-            line = Text(told, no_wrap=True, overflow="ellipsis", end="")
+            # as it will be written, for its width counts
+            encoding = self._file.encoding
+            told = told.encode(encoding, "backslashreplace").decode(encoding)
+            dots = self._console.encoding.startswith("utf")
+            line = Text(told, no_wrap=True, overflow="ellipsis" if dots else "crop", end="")
             self._shown.update(line, refresh=True)
 
     def hide(self) -> None:
