@@ -165,6 +165,7 @@ def test_a_killed_run_goes_on_where_it_broke(killed: Matrix) -> None:
     last = text.splitlines()[-1]
     assert "2 inconclusive, 4 pass (5 of them kept from before it was taken up)" in last
     assert "inconclusive: 2 tests, test_second[mine(size=1)] first: reached before this run" in text
+    assert " mine(size=1)  mine      ? inconclusive  1 of 3        -\n" in text, "in the table too"
     assert [one["cell"] for one in kinds(run, "cell")] == [*CELLS, CELLS[1]]
     assert log.read_bytes().startswith(before), "it tells why the run broke"
     assert (run / "mine-size=2.2.log").exists()

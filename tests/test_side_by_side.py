@@ -118,6 +118,8 @@ def test_a_kit_that_needs_the_server_alone_has_it(run, bases: str) -> None:
     alone = "return GOOD if Path('2 ended').exists() else Verdict('fail', 'alone', 'it was not')"
     result = run(MEET[0], slow, alone, bases)
     result.assert_outcomes(passed=3)
+    (row,) = (line.split() for line in result.outlines if " two  " in line)
+    assert float(row[-1]) >= 1.0, "what it took, and not how long pytest waited for it"
 
 
 @pytest.mark.parametrize("options", [("-k", "one or alone"), ("-x",), ("--maxfail", "2")])

@@ -18,6 +18,7 @@ from rich.table import Table
 from servematrix import config as configs
 from servematrix import github, matrix, new, run, running, waivers
 from servematrix.calibration import command as calibration
+from servematrix.ci.commands import kept_from_output
 from servematrix.compare import command as comparing
 from servematrix.config import ConfigError
 from servematrix.doctor import command as doctoring
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if getattr(options, "json", False) and getattr(options, "markdown", False):
             raise ConfigError("--json and --markdown are two forms of one table; leave one out")
-        status: Exit = options.command(options)
+        with kept_from_output():
+            status: Exit = options.command(options)
     except (ConfigError, EnvironmentProblem, RecordingError, RecordsError) as problem:
         say(_secrets(options).redact(str(problem)))
         return Exit.USAGE

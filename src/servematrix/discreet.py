@@ -7,11 +7,13 @@ it is written.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import Any, TypeVar
 
 import pytest
 
+from servematrix.ci.commands import original, unobeyed
 from servematrix.redaction import Secrets
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -29,7 +31,14 @@ class DiscreetReports:
         reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             # pytest has no other way to reach the stream that its terminal writes to
-            reporter._tw._file = DiscreetStream(reporter._tw._file, self._secrets)
+            reporter._tw._file = unobeyed(DiscreetStream(reporter._tw._file, self._secrets))
+        if getattr(session.config.option, "capture", "no") == "no":
+            # what tests print is not captured, but goes where pytest writes
+            sys.stdout, sys.stderr = unobeyed(sys.stdout), unobeyed(sys.stderr)
+
+    def pytest_unconfigure(self) -> None:
+        """Give back the streams of a session that captures nothing."""
+        sys.stdout, sys.stderr = original(sys.stdout), original(sys.stderr)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -7,11 +7,15 @@ so, and the records say it. Nothing else is ever run again.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from servematrix.engines.base import Launch, MachineFailed, Say, Server, ServerFailed
 from servematrix.engines.log import last_lines
+from servematrix.engines.phases import Phase, StartLog
 from servematrix.gpus import freedom, leases
 from servematrix.gpus.leases import Lease
 from servematrix.hub.download import DownloadCut
@@ -29,6 +33,15 @@ _CUT: Final = re.compile(
 )
 _LOG_LINES: Final = 400
 """From the end of a log: a traceback through SGLang's processes takes some hundred."""
+
+
+class During(Protocol):
+    """Shows one thing that takes long, for as long as the context lasts."""
+
+    def __call__(
+        self, label: str, look: Callable[[], Phase], deadline: float | None = None
+    ) -> AbstractContextManager[Any]:
+        """`look` says how far it is, `deadline` how many seconds it has."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,18 @@ class Launched:
 class Launcher:
     """Launches the servers of a run."""
 
-    def __init__(self, plan: Plan, records: Run, say: Say) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        records: Run,
+        say: Say,
+        during: During = lambda label, look, deadline=None: nullcontext(),
+    ) -> None:
+        """`during` shows a server that starts to who waits."""
         self._plan = plan
         self._records = records
         self._say = say
+        self._during = during
 
     def launch(self, cell: PlannedCell) -> Launched:
         """Launch a cell's server and wait until it generates; its GPUs are leased first.
@@ -94,7 +115,9 @@ class Launcher:
             if lease is not None:
                 cell = replace(cell, gpus=lease.gpus)
             launch = cell.launch(options, log=log, deadline=deadline)
-            return Launched(cell, launch, self._plan.engine.start(launch), lease, attempt)
+            with self._during(*_start(cell, self._plan, log), deadline):
+                server = self._plan.engine.start(launch)
+            return Launched(cell, launch, server, lease, attempt)
         except ServerFailed as failure:
             cause = machine_cause("\n".join([str(failure), last_lines(log, _LOG_LINES)]), lease)
             self._tell(cell, _give_back(lease))
@@ -119,6 +142,14 @@ class Launcher:
     def _tell(self, cell: PlannedCell, kept: str | None) -> None:
         if kept:
             self._say(f"{cell.id}: {kept}")
+
+
+def _start(cell: PlannedCell, plan: Plan, log: Path) -> tuple[str, Callable[[], Phase]]:
+    """What the start of a server is called, and what says how far it is."""
+    url = plan.options.base_url
+    if url is not None:
+        return f"{cell.id}: {url} is asked", lambda: Phase("waits for a first token")
+    return f"{cell.id}: server starts", StartLog(log).phase
 
 
 def machine_cause(told: str, lease: Lease | None) -> str | None:

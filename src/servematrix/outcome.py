@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from servematrix.exit_codes import Exit
+from servematrix.overview import Overview
 from servematrix.records import RecordsError, Run
 from servematrix.resume import Earlier
 from servematrix.run import Plan
@@ -41,6 +42,7 @@ class Outcome:
         self._answered: set[str] = set()
         self._gpus: set[str] = set()
         self._counts: Counter[str] = Counter()
+        self._overview = Overview()
         self._troubles: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._server_failed = False
         self._simulated = False
@@ -60,6 +62,8 @@ class Outcome:
             if name == SHUTDOWN:
                 self._counts["error"] += 1
                 self._troubles["error", str(problem)].append(SHUTDOWN)
+                # between two cells it is not known of which
+                self._overview.count("(any cell)", SHUTDOWN, "error", None)
         self._gpus |= {str(at) for name, at in report.user_properties if name == "gpu"}
         # a teardown tells once more of what was concluded, for pytest's JUnit file
         if isinstance(properties.get("verdict"), str) and report.when != "teardown":
@@ -71,6 +75,9 @@ class Outcome:
         self._outcomes[cell, kit, test].add(verdict)
         verdict = "waived" if waived else verdict
         self._counts[verdict] += 1
+        seconds = properties.get("seconds")
+        seconds = float(seconds) if isinstance(seconds, int | float) else None
+        self._overview.count(cell, kit, verdict, seconds)
         self._server_failed |= properties["server"] == "failed"
         self._simulated |= properties["server"] == "simulated"
         self._answered |= {str(properties["answered"])} - {""}
@@ -123,7 +130,19 @@ class Outcome:
         session.exitstatus = status
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Every verdict that is not a pass, with its reason; one reason for many tests once."""
+        """A table, and every verdict that is not a pass, with its reason.
+
+        One reason for many tests is told once.
+        """
+        writer = terminalreporter._tw
+        table = self._overview.drawn(
+            width=writer.fullwidth,
+            colours=writer.hasmarkup,
+            encoding=getattr(writer._file, "encoding", None) or "utf-8",
+        )
+        if table:
+            terminalreporter.section("cells and kits")
+            terminalreporter.write_line(table)
         if self._troubles:
             terminalreporter.section("verdicts that are not a pass")
         for (verdict, reason), tests in self._troubles.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from servematrix import baselines, run, waivers
+from servematrix import baselines, progress, run, waivers
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
@@ -21,7 +21,7 @@ from servematrix.engines.base import EnvironmentProblem, ServerFailed
 from servematrix.executors import dispatch, usage
 from servematrix.exit_codes import Exit
 from servematrix.launching import Launched, Launcher
-from servematrix.progress import tell
+from servematrix.progress import Progress, tell
 from servematrix.recording import Recording
 from servematrix.records import RecordsError, Run
 from servematrix.redaction import Secrets
@@ -43,6 +43,8 @@ class MatrixSession:
         self.plan = run.plan(self.options)
         self._secrets = self.plan.secrets()
         config.pluginmanager.register(DiscreetReports(self._secrets))
+        self._progress = Progress(self._secrets)
+        config.pluginmanager.register(self._progress, progress.PLUGIN)
         self._baselines = _baselines(config, self.plan, self._secrets)
         self._waivers = waivers.find(
             self.options.configs_directory,
@@ -60,7 +62,8 @@ class MatrixSession:
         config.pluginmanager.register(recording)
         self._records, self._kept = recording.records, recording.kept
         if self._records is not None:
-            self._launcher = Launcher(self.plan, self._records, self._say)
+            during = self._progress.during
+            self._launcher = Launcher(self.plan, self._records, self._say, during)
             self._verdicts = Verdicts(self._records, self._waivers)
             config.pluginmanager.register(self._verdicts)
             # a server on two cores, or one of somebody else, is busy enough with one kit at a time
@@ -222,6 +225,7 @@ class MatrixSession:
         instance.api_key = self._api_key
         instance._kit_secrets = self._secrets
         instance.reporter = self._verdicts.reporter(item)
+        instance.progress = self._progress.of(served.planned.id)
         instance.hellaswag_path = self.options.hellaswag
         instance.hellaswag_packaged = served.simulated
         config = served.planned.config

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,7 +25,7 @@ from servematrix.kits.base import Reporter
 from servematrix.records import RecordsError, Run
 from servematrix.reporter import give_up
 from servematrix.suite import suite_of
-from servematrix.verdicts import SERVED, cell_of, kit_of
+from servematrix.verdicts import SERVED, TOOK, cell_of, kit_of
 
 Bind = Callable[[pytest.Item, Any], None]
 """Gives an instance of a suite its server, its limits and its reporter, for one test."""
@@ -124,10 +125,12 @@ class SideBySide:
     def _run(self, items: Sequence[pytest.Function]) -> None:
         for item in items:
             ended = _Ended()
+            began = time.monotonic()
             try:
                 self._run_one(item, ended.printed)
             except BaseException as problem:  # pytest tells it when the test has its turn
                 ended.problem = problem
+            item.stash[TOOK] = time.monotonic() - began
             self._ahead[item.nodeid].set_result(ended)
 
     def _run_one(self, item: pytest.Function, printed: list[str]) -> None:

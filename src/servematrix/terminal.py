@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,14 +49,29 @@ def say(told: str) -> None:
     print(f"servematrix: {shown(told)}", file=sys.stderr)
 
 
-def console(*, width: int | None = None, at_least: int = 0) -> Console:
-    """Return a console for tables, on standard output, that takes no text for markup or emoji.
+def console(
+    *,
+    width: int | None = None,
+    at_least: int = 0,
+    file: TextIO | None = None,
+    colours: bool | None = None,
+) -> Console:
+    """Return a console for tables that takes no text for markup or emoji.
 
-    Its columns are `width` where that is given, else those of the terminal or `at_least` so many.
+    It writes to `file`, else to standard output. Its columns are `width` where that is given, else
+    those of the terminal or `at_least` so many. `colours` None leaves those to what it writes to.
     """
     from rich.console import Console  # which takes longer than a guard may
 
-    plain = Console(width=width, markup=False, emoji=False, highlight=False)
+    plain = Console(
+        file=file,
+        width=width,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_terminal=colours,
+        color_system="auto" if colours is None else "standard" if colours else None,
+    )
     if width is None and plain.width < at_least:
         plain.width = at_least
     return plain

@@ -21,6 +21,8 @@ SERVED = pytest.StashKey[ServedCell]()
 """The server that a test was given."""
 SHUTDOWN = "shutdown"
 """Stands for kit and test in the verdict on a server's end, and names it in a report."""
+TOOK = pytest.StashKey[float]()
+"""The seconds of a test that was not run in its turn."""
 _REPORTER = pytest.StashKey[Reporter]()
 
 
@@ -112,6 +114,7 @@ class Verdicts:
             ("reason", verdict.reason),
             ("server", "failed" if failed else "real" if real else "simulated"),
             ("answered", served.answers if served else ""),
+            ("seconds", item.stash.get(TOOK, report.duration)),
         ]
 
     @pytest.hookimpl(tryfirst=True)

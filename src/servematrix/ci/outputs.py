@@ -11,6 +11,7 @@ import pytest
 
 from servematrix import records
 from servematrix.ci import ANNOTATED, SUMMARY, annotating, summary
+from servematrix.ci.commands import ours
 from servematrix.records import RecordsError
 from servematrix.run import Plan
 from servematrix.terminal import line
@@ -54,8 +55,9 @@ class WorkflowOutputs:
         except RecordsError as error:
             terminalreporter.write_line(f"servematrix: no annotations: {line(str(error))}")
             return
-        for one in found:
-            terminalreporter.write_line(one)
+        with ours():
+            for one in found:
+                terminalreporter.write_line(one)
 
     def _annotations(self) -> Iterator[str]:
         """One a failure; a reason that many tests of a cell share comes once."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from servematrix import records
-from servematrix.gates.verdict import SEVERITY
 from servematrix.merge import parts, table
 from servematrix.merge.joined import join
+from servematrix.overview import worst
 from servematrix.terminal import line, markdown
 
 _MOST: Final = 100
@@ -63,11 +63,10 @@ def _told(outcomes: Sequence[str]) -> str:
     """The verdicts of one kit in one cell: the worst, and how many there are of it."""
     if not outcomes:
         return ""
-    order = [*SEVERITY[:2], "waived", *SEVERITY[2:]]
-    worst = max(outcomes, key=lambda one: order.index(one) if one in order else len(order))
-    number = outcomes.count(worst)
+    found = worst(outcomes)
+    number = outcomes.count(found)
     of = "" if number == len(outcomes) else f" of {len(outcomes)}"
-    return f"{_SYMBOLS.get(worst, '❔')} {number}{of} {markdown(worst.replace('_', ' '))}"
+    return f"{_SYMBOLS.get(found, '❔')} {number}{of} {markdown(found.replace('_', ' '))}"
 
 
 def _troubles(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -64,6 +64,15 @@ def weigh(
     return Weighed(outcome, reason, rank, decision, spans[rank])
 
 
+def standing(ranks: Mapping[str, Windows], rule: Rule, reduction: Reduction) -> Decision | None:
+    """Return how the decision stands on the rank that decides so far; None without a window.
+
+    It is for whoever waits, and no verdict: gauge and counter are not compared.
+    """
+    rank = deciding_rank(ranks, reduction)
+    return None if rank is None else sequential.decide(ranks[rank].values, ranks[rank].shown, rule)
+
+
 def _told(
     windows: Windows, decision: Decision, rule: Rule
 ) -> tuple[Literal["pass", "fail", "inconclusive"], str]:

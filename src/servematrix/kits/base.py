@@ -65,6 +65,16 @@ class Reporter(Protocol):
         """Record the verdict of a test."""
 
 
+class Progress(Protocol):
+    """Where a test tells how far it is; the plugin sets one that shows it to who waits."""
+
+    def now(self, kit: str, phase: str, detail: str) -> None:
+        """Show how far a test of a kit is: what it does, and how much of it is done."""
+
+    def over(self, kit: str) -> None:
+        """Show it no more."""
+
+
 class Kit:
     """Base of every mixin. The user sets `base_url`, and the rest where it is needed.
 
@@ -77,6 +87,7 @@ class Kit:
     served_model_name: str = "default"
     api_key: str | None = None
     reporter: Reporter | None = None
+    progress: Progress | None = None
 
     _kit_running: tuple[str, str] | None = None
     _kit_client: Client | None = None
@@ -102,6 +113,11 @@ class Kit:
         """Report a JSON-able payload that is too large for a measurement."""
         if self.reporter is not None:
             self.reporter.attachment(self._kit_test()[0], name, payload)
+
+    def progressed(self, phase: str, detail: str = "") -> None:
+        """Tell whoever waits how far the test is; nothing is shown where nobody asked for it."""
+        if self.progress is not None:
+            self.progress.now(self._kit_test()[0], phase, detail)
 
     def conclude(self, verdict: Verdict) -> None:
         """Print and report a verdict, and raise unless it is a pass.
@@ -182,6 +198,9 @@ def concludes(
                 verdict = replace(verdict, rule=f"{verdict.rule}. {guards}")
             except ClientError as error:
                 verdict = Verdict(_outcome(error, faults), guards, str(error))
+            finally:
+                if self.progress is not None:
+                    self.progress.over(kit)
             self.conclude(verdict)
 
         test.beside_others = beside_others  # type: ignore[attr-defined]

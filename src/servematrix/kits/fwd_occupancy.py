@@ -6,7 +6,8 @@ moves this number before it moves any batched throughput.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,9 +15,10 @@ from rich.table import Table
 
 from servematrix.client import MalformedAnswer
 from servematrix.gates import accept_length, occupancy, throughput, trace
-from servematrix.gates.ranks import every_rank
+from servematrix.gates.ranks import every_rank, standing
+from servematrix.gates.sequential import Decision
 from servematrix.gates.verdict import Number, Verdict, worst
-from servematrix.gates.windows import Reduction, Scrape
+from servematrix.gates.windows import Reduction, Scrape, fresh_windows
 from servematrix.kits import answers, scrapes
 from servematrix.kits.base import Kit, concludes
 from servematrix.kits.long_request import Ended, Latency, LongRequest, latency
@@ -25,6 +27,8 @@ from servematrix.terminal import console
 _KIT = "fwd_occupancy"
 DECODE_LOG_INTERVAL = 40
 """SGLang's default, in batches."""
+_TELL_SECONDS = 0.5
+"""From one word on the windows so far to the next."""
 
 _ROWS = (
     ("median", "%"),
@@ -140,6 +144,7 @@ class FwdOccupancyMixin(Kit):
     def __measure(self, server: _Server, dp_rank: int | None) -> _Part:
         """Watch one long request, on the data-parallel rank where there are several."""
         client, limits = self.client, self.__limits(server)
+        self.progressed("warms up")
         warmup = client.generate(
             f"First, {self.fwd_occupancy_prompt}",
             max_new_tokens=self.fwd_occupancy_warmup_max_new_tokens,
@@ -158,6 +163,7 @@ class FwdOccupancyMixin(Kit):
         )
         if unfit is not None:
             return _Part(unfit)
+        self.progressed("one long request", "no window yet")
         request = LongRequest(
             client,
             self.fwd_occupancy_prompt,
@@ -177,10 +183,12 @@ class FwdOccupancyMixin(Kit):
             longest_interval=self.fwd_occupancy_scrape_interval,
             batches=server.decode_log_interval,
             clear=clear,
+            each=self.__each(request, limits),
         )
         ended = request.result()
         timing = Latency()
         if ended.problem is None:
+            self.progressed("one short stream")
             timing = latency(
                 client,
                 f"Last, {self.fwd_occupancy_prompt}",
@@ -189,6 +197,24 @@ class FwdOccupancyMixin(Kit):
             )
         judged = self.__judge(server, limits, watched, ended, timing)
         return _Part(judged, watched, ended, timing)
+
+    def __each(
+        self, request: LongRequest, limits: occupancy.Limits
+    ) -> Callable[[Sequence[Scrape]], None]:
+        """Return what tells the windows so far, at most twice a second: it reads all scrapes."""
+        told = -_TELL_SECONDS
+
+        def each(seen: Sequence[Scrape]) -> None:
+            nonlocal told
+            now = time.monotonic() - request.sent
+            if self.progress is None or now - told < _TELL_SECONDS:
+                return
+            told = now
+            decision = standing(fresh_windows(seen), limits.rule, limits.rank_reduction)
+            if decision is not None:
+                self.progressed("one long request", _so_far(decision, limits.threshold))
+
+        return each
 
     def __limits(self, server: _Server) -> occupancy.Limits:
         return occupancy.Limits(
@@ -284,6 +310,16 @@ class FwdOccupancyMixin(Kit):
             table.add_row(name.replace("_", " "), "-" if value is None else shown, unit)
             self.measure(name, value, unit)
         console().print(table)
+
+
+def _so_far(decision: Decision, threshold: float) -> str:
+    """Say how a decision stands: `9 windows in 2.1 s, 2 of 3 blocks above 97 %, not clear yet`."""
+    blocks = decision.good + decision.bad
+    clear = {"pass": "clear", "fail": "clear", None: "not clear yet"}[decision.outcome]
+    return (
+        f"{decision.windows} windows in {decision.seconds:.1f} s, {decision.good} of {blocks}"
+        f" blocks above {threshold:g} %, {clear}"
+    )
 
 
 def _prompt_tokens(answer: dict[str, Any]) -> int:

@@ -101,6 +101,16 @@ class HellaswagMixin(Kit):
 
         One by one means one item at a time: with a batch of one there is one thread as well.
         """
+        phase = "items in batches" if batch_items > 1 else "items one by one"
+        so_far: list[Scored] = []
+
+        def each(some: Sequence[Scored]) -> None:
+            so_far.extend(some)
+            accuracy = _right(so_far) / len(so_far)
+            done = f"{len(so_far)} of {len(questions.items)}"
+            self.progressed(phase, f"{done}, accuracy so far {accuracy:.3f}")
+
+        self.progressed(phase, f"0 of {len(questions.items)}")
         start = time.monotonic()
         scored = score(
             self.client,
@@ -109,6 +119,7 @@ class HellaswagMixin(Kit):
             batch_items=batch_items,
             parallel=self.hellaswag_parallel if batch_items > 1 else 1,
             timeout=self.hellaswag_timeout,
+            each=each,
         )
         return scored, time.monotonic() - start
 

@@ -7,8 +7,8 @@ four endings, scored from the context's end on. So each context is computed once
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +82,20 @@ def score(
     batch_items: int,
     parallel: int,
     timeout: float,
+    each: Callable[[Sequence[Scored]], object] = lambda scored: None,
 ) -> list[Scored]:
     """Score items after `prefix`, `batch_items` of them a request, from `parallel` threads.
 
     `timeout` is in seconds for one request. Raises `ClientError`, `NoLogprobs` or `ScoringError`;
-    then batches that have not begun are given up.
+    then batches that have not begun are given up. `each` is told of the items of each request, as
+    they come.
     """
     batches = [items[i : i + batch_items] for i in range(0, len(items), batch_items)]
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="score")
     try:
         futures = [pool.submit(_batch, client, batch, prefix, timeout) for batch in batches]
+        for future in as_completed(futures):
+            each(future.result())
         return [scored for future in futures for scored in future.result()]
     finally:
         pool.shutdown(cancel_futures=True)

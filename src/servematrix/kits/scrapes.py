@@ -92,10 +92,12 @@ def watch(
     longest_interval: float,
     batches: int,
     clear: Callable[[Sequence[Scrape]], bool] = lambda scrapes: False,
+    each: Callable[[Sequence[Scrape]], object] = lambda scrapes: None,
 ) -> Watched:
     """Send the request and scrape until it has ended; then scrape once more.
 
-    Once `clear` says that the scrapes so far suffice, the request is asked to stop, once.
+    Once `clear` says that the scrapes so far suffice, the request is asked to stop, once. `each` is
+    told of the scrapes so far, after each of them, as long as the request runs.
     The interval is at most `longest_interval` seconds, and at most half of what `batches` decoding
     batches take at the rate that the server shows, so that no window is missed on a fast GPU.
     """
@@ -127,6 +129,8 @@ def watch(
             if running and not asked_to_stop and clear(scrapes):
                 asked_to_stop = True
                 request.stop(TIMEOUT)
+            if running:
+                each(scrapes)
         left = start + max(interval, _SHORTEST_INTERVAL) - time.monotonic()
         if not last and left > 0:
             request.ended.wait(left)
