@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from benchmarks import accuracy_gates, occupancy_gates, scale, survival
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import accuracy_gates, occupancy_gates, scale, survival
 from servematrix import config as configs
 from servematrix import data, matrix, metrics, records
 from servematrix.client import Client

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from servematrix import baselines, run, waivers
+from servematrix import baselines, own_kits, run, waivers
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
@@ -41,6 +41,7 @@ class MatrixSession:
         self.options = _options(config)
         self._api_key = self.options.api_key()
         self.plan = run.plan(self.options)
+        own_kits.make_importable(self.options.configs_directory)
         self._secrets = self.plan.secrets()
         config.pluginmanager.register(DiscreetReports(self._secrets))
         self._baselines = _baselines(config, self.plan, self._secrets)
