@@ -70,6 +70,16 @@ def test_a_session_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> N
     assert (tmp_path / "results" / "latest" / "records.jsonl").is_file()
 
 
+def test_a_baseline_is_made_and_used_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    quick = ("--engine=reference", '--set=suites=["only_fwd_occupancy"]')
+    made = servematrix(installed, tmp_path, "calibrate", "baseline", "--repeats=3", *quick)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert (tmp_path / "baselines" / "baseline" / "reference.json").is_file()
+    held = servematrix(installed, tmp_path, "run", "baseline", *quick, "--co")
+    assert "servematrix: baseline" in held.stdout, held.stdout + held.stderr
+    assert {one.name for one in tmp_path.iterdir()} <= {"baselines", "results", ".pytest_cache"}
+
+
 def test_a_failed_gate_ends_it_as_it_ends_pytest(installed: Path, tmp_path: Path) -> None:
     impossible = "--set=gates.fwd_occupancy.threshold=100"
     words = ("baseline", "--engine=reference", impossible, "-k", "occupancy")

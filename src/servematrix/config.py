@@ -383,7 +383,15 @@ def suites_beside(directory: Path) -> Path:
 
 def is_shipped(directory: Path) -> bool:
     """Whether these are the configurations that an installed wheel brought along."""
-    return directory == _SHIPPED
+    return directory.resolve() == _SHIPPED
+
+
+def project(directory: Path) -> Path:
+    """Where what belongs to a folder of configurations lies, such as baselines: the folder above.
+
+    For the configurations of the installed package, which is nobody's own, the working directory.
+    """
+    return Path.cwd() if is_shipped(directory) else directory.parent
 
 
 def find_directory(start: Path, named: str | None = None, *, shipped: bool = False) -> Path:

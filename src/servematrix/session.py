@@ -307,7 +307,8 @@ def _baselines(config: pytest.Config, plan: run.Plan, secrets: Secrets) -> dict[
                 " baseline is of one GPU; leave one out"
             )
         return {}
-    root = Path(named) if named else plan.options.configs_directory.parent / baselines.FOLDER
+    kept = configs.project(plan.options.configs_directory) / baselines.FOLDER
+    root = kept if named is None else Path(named)
     if named is not None and not root.is_dir():
         raise EnvironmentProblem(f"--baselines {named}: no such folder")
     found: dict[str, Found | str] = {}
