@@ -96,7 +96,7 @@ def test_its_tests_pass_and_notice_a_broken_gate_and_a_broken_kit(
 
 
 def test_the_suite_is_green_before_the_embedded_server_and_red_once_it_is_broken(
-    made: Path,
+    made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("servematrix", "run", "night_tokens", "--engine=reference")
     # from a folder within, where `kits` is not beside the caller
@@ -108,9 +108,13 @@ def test_the_suite_is_green_before_the_embedded_server_and_red_once_it_is_broken
     assert (verdict["kit"], verdict["numbers"]["answers"]) == ("night_tokens", 8)
     kit = made / "kits" / "night_tokens.py"
     kit.write_text(kit.read_text().replace("max_new_tokens=asked", "max_new_tokens=asked - 1"))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     ended = command(made, *words, "--set=kits.night_tokens.requests=3")
     assert ended.returncode == Exit.FAILED, ended.stdout + ended.stderr
     assert "3 of 3 answers have another number of tokens" in ended.stdout
+    file = "configs/night_tokens.toml"
+    at = (made / file).read_text().splitlines().index("most_wrong = 0") + 1
+    assert f"::error file={file},line={at}," in ended.stdout
 
 
 def test_another_kit_joins_the_first(made: Path) -> None:

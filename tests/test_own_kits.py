@@ -8,6 +8,7 @@ import pytest
 
 from servematrix import config as configs
 from servematrix import own_kits, waivers
+from servematrix.ci import annotating
 from servematrix.config import ConfigError, Place
 
 KIT = """
@@ -154,3 +155,13 @@ def test_a_known_failure_of_such_a_kit_can_be_waived(folder: Path) -> None:
     (folder / "waivers.toml").write_text(entry.format("test_sped"))
     with pytest.raises(ConfigError, match=r"has no test 'test_sped' \(did you mean 'test_speed'"):
         waivers.find(folder)
+
+
+def test_a_failure_is_annotated_where_its_limit_is_set(folder: Path) -> None:
+    config = load(folder, "[kits.speed]\nrequests = 3\nlimit = 9\n")
+    limits = config.kits.model_dump(exclude_none=True)["speed"]
+    file = folder / "mine.toml"
+    lines = file.read_text().splitlines()
+    at = annotating.limit_line(file, "speed", limits, "at most 9 s", section="kits")
+    assert lines[at - 1] == "limit = 9"
+    assert annotating.limit_line(file, "speed", limits, "at most 9 s") == 1

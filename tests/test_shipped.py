@@ -122,3 +122,15 @@ def test_configurations_of_ones_own_go_first(shipped: Path, capsys: Capture) -> 
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "suites: no such folder; the suites lie beside" in told
+
+
+@pytest.mark.parametrize("command", ["new-config", "new-kit"])
+def test_what_takes_its_place_says_so_once(shipped: Path, capsys: Capture, command: str) -> None:
+    for name, times in (("mine", 1), ("more", 0)):
+        assert cli.main([command, name]) == 0
+        told = capsys.readouterr().out
+        assert told.count("no longer the package's own configurations") == times
+        assert told.count(str(shipped / "configs")) == times
+    # a folder by another name is taken only where it is named
+    assert cli.main([command, "mine", "--configs", "others/configs"]) == 0
+    assert "no longer" not in capsys.readouterr().out

@@ -49,6 +49,8 @@ def test_the_wheel_holds_configurations_suites_and_types(wheel: Path) -> None:
     for folder, ending in (("configs", "toml"), ("suites", "py")):
         for path in (ROOT / folder).glob(f"*.{ending}"):
             assert f"servematrix/_shipped/{folder}/{path.name}" in held
+    for path in (ROOT / "src/servematrix/resources/new").iterdir():
+        assert f"servematrix/resources/new/{path.name}" in held
     assert "servematrix/py.typed" in held
 
 

@@ -386,6 +386,11 @@ def is_shipped(directory: Path) -> bool:
     return directory.resolve() == _SHIPPED
 
 
+def shipped() -> Path | None:
+    """The configurations that an installed wheel brought along; None in a checkout."""
+    return _SHIPPED if _SHIPPED.is_dir() else None
+
+
 def project(directory: Path) -> Path:
     """Where what belongs to a folder of configurations lies, such as baselines: the folder above.
 

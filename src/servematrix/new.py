@@ -54,7 +54,10 @@ def config(options: argparse.Namespace) -> Exit:
         texts = {directory / f"{name}.toml": text("config.toml", values)}
         if not known:
             texts[suites / f"test_{name}.py"] = text("suite.txt", values)
+        replaced = takes_the_place(directory)
         write(texts)
+    for told in replaced:
+        print(told)
     print(f"next: edit it, then `servematrix plan {name}`, then `servematrix run {name}`")
     return Exit.PASSED
 
@@ -81,6 +84,17 @@ def folder(named: str | None) -> Path:
         return configs.find_directory(Path.cwd())
     except ConfigError:
         return Path("configs").absolute()
+
+
+def takes_the_place(directory: Path) -> list[str]:
+    """What to say of a new folder that runs will take instead of what the package brought."""
+    packaged = configs.shipped()
+    if packaged is None or directory.is_dir() or directory != Path("configs").absolute():
+        return []
+    return [
+        f"runs from here now take {directory}, no longer the package's own configurations; copy"
+        f" those that you want too: {packaged}"
+    ]
 
 
 def text(template: str, values: Mapping[str, str]) -> str:

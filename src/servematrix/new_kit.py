@@ -14,7 +14,16 @@ from typing import Final
 
 from servematrix.config import ConfigError
 from servematrix.exit_codes import Exit
-from servematrix.new import NAME, classname, folder, is_taken, text, within_reach, write
+from servematrix.new import (
+    NAME,
+    classname,
+    folder,
+    is_taken,
+    takes_the_place,
+    text,
+    within_reach,
+    write,
+)
 from servematrix.terminal import line
 
 _LONGEST: Final = 30
@@ -69,9 +78,10 @@ def kit(options: argparse.Namespace) -> Exit:
                 told += _NEXT_SETTINGS
             else:
                 texts[root / _PYTEST_INI] = text("pytest.ini", {})
+        replaced = takes_the_place(directory)
         write(texts)
-    for one in told:
-        print(one.format(name=name))
+    for one in (*replaced, *(one.format(name=name) for one in told)):
+        print(one)
     return Exit.PASSED
 
 
