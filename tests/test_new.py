@@ -89,23 +89,27 @@ def test_a_file_where_a_folder_should_be_is_one_line(
 
 
 @pytest.mark.parametrize("command", ["new-config", "new-kit"])
+@pytest.mark.parametrize("named", [True, False])
 def test_a_folder_that_takes_no_file_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
+    named: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write = Path.open
 
     def refusing(path: Path, mode: str = "r", **more: Any) -> Any:
         if mode == "x" and path.parent.name == "suites":
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            # as a folder that is read-only is found, and as a disk that is full
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path) if named else None)
         return write(path, mode, **more)
 
     monkeypatch.setattr(Path, "open", refusing)
     assert main([command, "mine"]) == 4
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "Read-only file system; no file was written" in told
+    assert f"{tmp_path / 'suites'}/test_" in told
+    assert ": Read-only file system; no file was written" in told
     assert [one for one in tmp_path.rglob("*") if one.is_file()] == []

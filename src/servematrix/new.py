@@ -131,10 +131,11 @@ def write(texts: Mapping[Path, str]) -> None:
             with path.open("x", encoding="utf-8") as file:
                 begun.append(path)
                 file.write(content)
-    except OSError:
-        for path in begun:
+    except OSError as error:
+        for one in begun:
             with suppress(OSError):
-                path.unlink()
-        raise
+                one.unlink()
+        # a full disk is found while writing, where Python names no file
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
     for path in texts:
         print(f"wrote {path}")
