@@ -124,6 +124,21 @@ def test_configurations_of_ones_own_go_first(shipped: Path, capsys: Capture) -> 
     assert "suites: no such folder; the suites lie beside" in told
 
 
+@pytest.mark.parametrize(
+    "words", [["validate", "smollm2"], ["faults", "--run"], ["plan", "smollm2"]]
+)
+def test_what_only_the_package_has_is_said(
+    shipped: Path, capsys: Capture, words: list[str]
+) -> None:
+    assert cli.main(["new-kit", "mine"]) == 0
+    assert cli.main(words) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"; the installed package has it: --configs {shipped / 'configs'}" in told
+    assert cli.main(["plan", "nowhere"]) == Exit.USAGE
+    assert "installed package" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["new-config", "new-kit"])
 def test_what_takes_its_place_says_so_once(shipped: Path, capsys: Capture, command: str) -> None:
     for name, times in (("mine", 1), ("more", 0)):

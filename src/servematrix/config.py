@@ -391,6 +391,14 @@ def shipped() -> Path | None:
     return _SHIPPED if _SHIPPED.is_dir() else None
 
 
+def _packaged(name: str) -> str:
+    """A hint at the configuration of that name in the package; empty where it has none."""
+    folder = shipped()
+    if folder is None or name not in names(folder):
+        return ""
+    return f"; the installed package has it: --configs {folder}"
+
+
 def project(directory: Path) -> Path:
     """Where what belongs to a folder of configurations lies, such as baselines: the folder above.
 
@@ -437,7 +445,7 @@ def load(directory: Path, name: str) -> Configuration:
         known = names(directory)
         raise ConfigError(
             f"no configuration {name!r} in {directory}{nearest(name, known)}; "
-            f"there are: {', '.join(known)}"
+            f"there are: {', '.join(known)}{_packaged(name)}"
         )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
