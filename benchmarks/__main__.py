@@ -32,6 +32,9 @@ from servematrix.engines.base import Launch, Server
 from servematrix.engines.embedded import EmbeddedEngine
 from servematrix.kits import HellaswagMixin
 from servematrix.kits.scoring import examples, score
+from servematrix.redaction import Secrets
+from servematrix.report import command as reports
+from tests import rich_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -215,6 +218,18 @@ def gates() -> Iterator[Figure]:
             yield Figure(*row)
 
 
+def report() -> Iterator[Figure]:
+    """A run of fifty cells with all plots, and one of a single cell, as a page."""
+    for cells in (50, 1):
+        with tempfile.TemporaryDirectory() as folder:
+            run = rich_run.make(Path(folder, "run"), [f"smollm2(n={n})" for n in range(cells)])
+            out = run / "report.html"
+            seconds = _timed(lambda run=run, out=out: reports.write([run], out, Secrets()), 3)
+            size = [out.stat().st_size / 1e6]
+        yield Figure(f"report, cells: {cells}; size", size, "MB", 2)
+        yield Figure(f"report, cells: {cells}; drawn in", [one / 1000 for one in seconds], "s")
+
+
 def survived() -> Iterator[Figure]:
     """What runs leave that are killed at random moments; takes some twenty minutes."""
     for row in survival.figures():
@@ -234,6 +249,7 @@ SECTIONS = {
     "scrape": scrape,
     "collection": collection,
     "gates": gates,
+    "report": report,
     "survival": survived,
     "scale": scaled,
 }

@@ -56,6 +56,8 @@ def test_two_runs_become_one_that_readers_read(tmp_path: Path, merge: Merge) -> 
     assert "x(n=1)" in out
     assert "x(n=2): fail: k.test_a: it is fail" in out
     assert "exit 1 (a verdict failed, or a measurement could not be made): 1 fail, 1 pass" in err
+    assert "records and report in merged" in err
+    assert "x(n=2)" in Path("merged/report.html").read_text()
     header, *others = merged()
     assert header["merged"] == ["a", "b"]
     assert header["configurations"] == {"x(n=1)": "digest", "x(n=2)": "digest"}

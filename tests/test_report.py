@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+import rich_run
 from made_runs import cell, end, make, verdict
+from rich_run import REAL
 from servematrix import cli
 from servematrix.exit_codes import Exit
-from servematrix.records import file_name
+from servematrix.gates.windows import RankReading, Scrape
 from servematrix.redaction import Secrets
-from servematrix.report import command
+from servematrix.report import again, cells, command, plots, trends
 
-REAL = Path(__file__).resolve().parent.parent / "docs/validation/h200-sglang-0.5.16"
 PLANTED = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onclick='alert(3)' </pre>"
 
 
@@ -57,24 +58,118 @@ def test_a_real_run_shows_its_numbers_and_its_trace(tmp_path: Path) -> None:
 
 
 def test_a_report_of_fifty_cells_is_small(tmp_path: Path) -> None:
-    source = REAL / "smollm2-standalone"
-    header, *lines = (source / "records.jsonl").read_text().splitlines()
-    shutil.copytree(source / "files", tmp_path / "files")
-    with (tmp_path / "records.jsonl").open("w") as file:
-        file.write(header + "\n")
-        for number in range(50):
-            for line in lines:
-                record = json.loads(line)
-                if "cell" in record:
-                    record["cell"] = f"smollm2(number={number})"
-                    file.write(json.dumps(record) + "\n")
-    for number in range(50):
-        path = tmp_path / f"{file_name(f'smollm2(number={number})')}.log"
-        path.write_text("a line of a server's log\n" * 10_000)
-    page = drawn(tmp_path)
-    assert [tag for tag, _ in page.tags].count("svg") == 50
-    assert page.text.count("a line of a server's log") > 50 * 100
-    assert (tmp_path / command.FILE).stat().st_size < 2_000_000
+    run = rich_run.make(tmp_path / "run", [f"smollm2(number={number})" for number in range(50)])
+    page = drawn(run)
+    # occupancy, gaps, accuracy and accept lengths
+    assert [tag for tag, _ in page.tags].count("svg") == 4 * 50
+    assert page.text.count("a line of a server's log") > 50 * 20
+    assert (run / command.FILE).stat().st_size < 2_000_000
+
+
+def test_each_plot_says_in_words_what_it_shows(tmp_path: Path) -> None:
+    page = drawn(rich_run.make(tmp_path / "run"))
+    assert "rank dp0: 38 fresh windows, median 98.8 %" in page.text
+    assert "2 stale and 2 NaN samples; dashed: the threshold, 94 %" in page.text
+    assert "256 tokens of a stream by itself; dashed: median 2.1 ms, 99th percentile" in page.text
+    assert "longest 9 ms" in page.text
+    told = "0.41, between 0.33 and 0.49, over 200 items; dashed: the floor, 0.3; "
+    assert f"{told}diamond: the baseline, 0.42" in page.text
+    assert "6 requests, 300 verifying passes, accept length 3.8 (threshold 1.8)" in page.text
+
+
+def test_stale_and_nan_samples_are_marked() -> None:
+    nan = float("nan")
+    values = ((-0.1, 30.0), (0.0, 30.0), (0.1, nan), (0.2, 98.0), (0.3, 90.0), (0.4, 98.0))
+    scrapes = [Scrape(t, 0.0, t < 0.4, {"dp0": RankReading("0", 1, 0, v)}) for t, v in values]
+    svg = plots.occupancy(scrapes, 95.0, 0.2, "p")
+    # by the style of their dots: two stale ones, a NaN, and a window above and one below the limit
+    groups = re.findall(r'<g style="([^"]*)">((?:<use [^>]*/>)+)', svg)
+    marks = [(style, dots.count("<use")) for style, dots in groups]
+    assert [dots for style, dots in marks if style == "fill:var(--pass);stroke:var(--pass)"] == [1]
+    assert [dots for style, dots in marks if style == "fill:var(--fail);stroke:var(--fail)"] == [1]
+    assert [dots for style, dots in marks if style == "fill:var(--ink);stroke:var(--ink)"] == [2, 1]
+    assert "var(--band)" in svg
+    assert "stroke-dasharray" in svg
+
+
+def test_numbers_at_an_axis_keep_their_digits() -> None:
+    svg = plots.accuracy(0.41, (0.35, 0.47), 0.3, 0.42, "p")
+    assert {">0.350<", ">0.425<"} <= set(re.findall(r">0\.\d+<", svg))
+
+
+def test_flips_are_shown_with_their_items(tmp_path: Path) -> None:
+    page = drawn(rich_run.make(tmp_path / "run"))
+    assert "2 HellaSwag items have another answer than in the baseline" in page.text
+    assert "Item 1: lost" in page.text
+    assert "someone begins 1 [right] [baseline]" in page.text
+    assert "someone begins 3 [this run]" in page.text
+
+
+@pytest.mark.parametrize("name", ["flips", "drafts", "trace"])
+def test_a_file_that_is_not_what_it_must_be_is_told(tmp_path: Path, name: str) -> None:
+    run = rich_run.make(tmp_path / "run")
+    (run / "files" / f"smollm2-{name}.json").write_text('[{"count": "many"}]')
+    page = drawn(run)
+    assert f"smollm2-{name}.json" in page.text
+    assert "82 of 200 right" in page.text, "the rest is there"
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (
+            {"command": ["python", "-m", "pytest", "suites", "--config=all", "-n", "4", "-x"]},
+            "python -m pytest suites --config 'a(b=1)'",
+        ),
+        (
+            {
+                "command": [
+                    *("python", "-m", "pytest", "suites", "--config", "a", "--shard", "1/2"),
+                    *("--engine", "sglang", "--set", "x=a b"),
+                ],
+                "nox_session": "stage_a",
+            },
+            "nox -s cells -- --config 'a(b=1)' --engine sglang --set 'x=a b'",
+        ),
+        ({"command": ["servematrix", "merge", "a"]}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_command_that_runs_a_cell_again(header: dict[str, object], expected: str) -> None:
+    assert again.command(header, "a(b=1)") == expected
+
+
+def test_trends_are_by_cell_and_hardware_with_the_band_of_the_baseline(tmp_path: Path) -> None:
+    runs = [
+        rich_run.make(tmp_path / f"run{day}", day=day, median=98 - day / 10, outcome=outcome)
+        for day, outcome in ((23, "pass"), (21, "pass"), (22, "fail"))
+    ]
+    elsewhere = rich_run.make(tmp_path / "elsewhere", day=24, gpus=[])
+    found = [cells.read(run, Secrets()) for run in (runs[1], runs[2], runs[0], elsewhere)]
+    found_trends = trends.of(found)
+    assert {one.hardware for one in found_trends} == {"NVIDIA H200"}
+    median = next(one for one in found_trends if one.quantity == "median")
+    assert [(one.run, one.outcome) for one in median.values] == [
+        ("run21", "pass"),
+        ("run22", "fail"),
+        ("run23", "pass"),
+    ]
+    assert median.caption == (
+        "3 runs, from 95.7 to 95.9, last 95.7; grey: the baseline's 2 runs, 98.1 to 98.6; "
+        "dashed: 97.5."
+    )
+    speed = next(one for one in found_trends if one.quantity == "decode_tokens_per_s")
+    assert speed.caption.endswith("no baseline.")
+    out = tmp_path / "report.html"
+    names = [str(one) for one in (*runs, runs[0])]
+    assert cli.main(["report", *names]) == Exit.PASSED, "one that is named twice counts once"
+    page = Page(out.read_text())
+    assert "Over time" in page.text
+    assert page.text.index("run21: Exit 0") < page.text.index("run22: Exit 1")
+
+
+def test_one_run_has_no_trends(tmp_path: Path) -> None:
+    assert "Over time" not in drawn(rich_run.make(tmp_path / "run")).text
 
 
 def test_what_was_written_by_others_is_no_markup(tmp_path: Path) -> None:
@@ -86,6 +181,14 @@ def test_what_was_written_by_others_is_no_markup(tmp_path: Path) -> None:
     found = [cell(PLANTED, 1, 1, command=[PLANTED], environment={"A": PLANTED}), bad, end(9, 1)]
     run = make(tmp_path / "run", ["a"], found, command=[PLANTED])
     page = drawn(run)
+    _holds_no_markup(page)
+
+
+def test_what_a_model_or_a_data_set_wrote_is_no_markup(tmp_path: Path) -> None:
+    _holds_no_markup(drawn(rich_run.make(tmp_path / "run", text=PLANTED)))
+
+
+def _holds_no_markup(page: Page) -> None:
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert not [name for _, attributes in page.tags for name in attributes if name[:2] == "on"]
@@ -100,6 +203,20 @@ def test_the_end_of_a_log_is_shown_without_secrets(tmp_path: Path) -> None:
     assert "hidden-token" not in page.text
 
 
+def test_the_log_is_that_of_the_last_launch(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", ["a"], [cell("a", 1, 1), verdict("a", 2), end(3)])
+    for name in ("a", "a.2", "a.10", "a.b", "b"):
+        (run / f"{name}.log").write_text(f"this is {name}.log\n")
+    assert re.findall("this is .*log", drawn(run).text) == ["this is a.10.log"]
+
+
+def test_a_merged_run_has_the_logs_of_its_parts(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", ["a"], [cell("a", 1, 1), verdict("a", 2), end(3)])
+    (run / "parts" / "1").mkdir(parents=True)
+    (run / "parts" / "1" / "a.log").write_text("of the part\n")
+    assert "of the part" in drawn(run).text
+
+
 def test_a_log_outside_of_the_run_is_not_read(tmp_path: Path) -> None:
     run = make(tmp_path / "run", ["a"], [cell("a", 1, 1), verdict("a", 2), end(3)])
     (tmp_path / "other").write_text("private\n")
@@ -111,7 +228,7 @@ def test_a_run_cut_short_has_a_report(tmp_path: Path) -> None:
     run = make(tmp_path / "run", ["a"], [cell("a", 1, 1), verdict("a", 2)], simulated=True)
     page = drawn(run)
     assert "Cut short" in page.text
-    assert "simulated: no GPU was measured" in page.text
+    assert "Simulated: this says that the matrix works, never that a server is good" in page.text
 
 
 def test_the_worst_verdict_of_a_kit_is_in_the_grid(tmp_path: Path) -> None:

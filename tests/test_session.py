@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -433,3 +434,33 @@ def test_a_server_is_held_to_what_it_was_started_with(run) -> None:
     with running_server() as url:
         result = run(checks, options=("--config", "mine", "--base-url", url))
     assert result.ret == 1
+
+
+# -- the report of a run ------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_report_of_its_end(run) -> None:
+    result = run("self.end('pass')", "self.end('fail')")
+    assert re.fullmatch(r"servematrix: report in results/[^/]+/report.html", result.outlines[-2])
+    page = Path("results/latest/report.html").read_text()
+    assert "Exit 1: a verdict failed" in page
+    assert "it is fail" in page
+    assert "End of the server's log" in page
+
+
+def test_a_report_that_cannot_be_written_changes_nothing_else(run) -> None:
+    result = run(
+        "from pathlib import Path; "
+        "(Path('results/latest').resolve() / 'report.html').mkdir(); self.end('pass')"
+    )
+    assert result.ret == 0
+    assert "servematrix: no report was written (RecordsError: cannot write" in result.outlines[-2]
+    assert "servematrix report results/" in result.outlines[-2]
+    assert recorded("end")[0]["exit_code"] == 0
+
+
+def test_a_run_without_a_report(run) -> None:
+    result = run("self.end('pass')", options=("--config", "mine", "--no-report"))
+    assert result.ret == 0
+    assert not Path("results/latest/report.html").exists()
+    assert "servematrix: report in" not in result.stdout.str()

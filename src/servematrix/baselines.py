@@ -27,8 +27,16 @@ from servematrix.records import RecordsError, file_name
 from servematrix.redaction import is_secret
 
 FORMAT: Final = 1
+_BAND: Final = {"bound", "unit", "better"}
 FOLDER: Final = "baselines"
 """Beside `configs/`."""
+TESTS: Final[Mapping[str, str]] = {
+    name: "hellaswag.test_accuracy_floor"
+    if name == "accuracy"
+    else "fwd_occupancy.test_fwd_occupancy"
+    for name in throughput.QUANTITIES
+}
+"""The test, as `kit.test`, whose verdict has each quantity; others have numbers of that name."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Quantity = Annotated[str, Field(pattern=f"^({'|'.join(throughput.QUANTITIES)})$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -253,6 +261,15 @@ class Found:
         """What a run's records say of it."""
         content = self.baseline.model_dump(mode="json")
         return {"file": str(self.path), "sha256": digest(content["checksums"])}
+
+    def band(self) -> dict[str, dict[str, Any]]:
+        """What its runs measured, by quantity: values, bound, unit and which way is better."""
+        thresholds = self.baseline.thresholds
+        return {
+            name: {"values": values, **thresholds[name].model_dump(include=_BAND)}
+            for name, values in self.baseline.distributions.items()
+            if name in thresholds
+        }
 
     def described(self) -> str:
         """One line for people: where it stands, of what, and its thresholds."""

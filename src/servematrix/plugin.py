@@ -190,6 +190,10 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "--no-report",
+        {"action": "store_true", "help": "write no report.html at the end of the run"},
+    ),
+    (
         "--no-waivers",
         {"action": "store_true", "help": "let known failures fail this run too"},
     ),

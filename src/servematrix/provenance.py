@@ -30,6 +30,7 @@ def header(plan: Plan, root: Path, command: Sequence[str]) -> dict[str, Any]:
     hidden = plan.secrets()
     return {
         "command": list(command),
+        "nox_session": os.environ.get("NOX_CURRENT_SESSION"),
         "engine": plan.engine.name,
         "engine_reason": plan.engine.reason,
         "server": server(plan.engine),

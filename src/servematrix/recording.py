@@ -15,6 +15,7 @@ from servematrix.interrupts import end_workers_too
 from servematrix.outcome import Outcome
 from servematrix.records import Run
 from servematrix.redaction import Secrets
+from servematrix.report.ending import ReportAtEnd
 from servematrix.resume import Kept, KeptTests
 from servematrix.run import Plan
 from servematrix.waivers import Waivers
@@ -78,6 +79,8 @@ class Recording:
         outcome.count_earlier(self.kept.verdicts)
         config.pluginmanager.register(outcome)
         config.pluginmanager.register(WorkflowOutputs(self.records.folder, plan))
+        if not config.option.no_report:
+            config.pluginmanager.register(ReportAtEnd(self.records.folder, hidden))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -263,7 +263,7 @@ class MatrixSession:
             simulated=served.simulated,
             note=self.plan.engine.note,
             differences=differences,
-            baseline=held_to.record() if held_to else None,
+            baseline={**held_to.record(), "quantities": held_to.band()} if held_to else None,
         )
 
     def _record(self, kind: str, **fields: Any) -> None:

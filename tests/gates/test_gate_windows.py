@@ -16,7 +16,7 @@ from servematrix.gates.windows import RankReading, Scrape, Span, Windows, decidi
 def shown(*values: float, seconds: float = 1.0, counters=None) -> Windows:
     """Windows that were first seen `seconds` apart."""
     at = tuple(seconds * (i + 1) for i in range(len(values)))
-    return Windows(values, at, counters or (None,) * len(values), 0, 0)
+    return Windows(values, at, counters or (None,) * len(values))
 
 
 # -- fresh windows ------------------------------------------------------------------------------
@@ -26,7 +26,7 @@ def test_a_window_is_shown_in_the_middle_of_its_scrape():
     before = Scrape(-0.5, 0.0, False, {"dp0": RankReading("0", 0, 0, 50.0)})
     scrape = Scrape(1.0, 0.5, True, {"dp0": RankReading("0", 1, 0, 98.0, forward_seconds=7.0)})
     found = windows.fresh_windows([before, scrape])["dp0"]
-    assert found == Windows((98.0,), (1.25,), (7.0,), 0, 0)
+    assert found == Windows((98.0,), (1.25,), (7.0,))
 
 
 def test_the_last_scrape_before_the_request_tells_the_stale_value():
@@ -36,6 +36,18 @@ def test_the_last_scrape_before_the_request_tells_the_stale_value():
     ]
     found = windows.fresh_windows(scrapes)["dp0"]
     assert (found.values, found.stale) == ((20.0,), 1)
+
+
+def test_stale_and_nan_scrapes_are_known_by_time():
+    nan = float("nan")
+    scrapes = [
+        Scrape(t, 0.0, t < 0.3, {"dp0": RankReading("0", 1, 0, value)})
+        for t, value in ((-0.1, 30.0), (0.0, 30.0), (0.1, nan), (0.2, 98.0), (0.3, 98.0))
+    ]
+    found = windows.fresh_windows(scrapes)["dp0"]
+    assert found.stale_scrapes == ((0.0, 30.0), (0.3, 98.0))
+    assert found.nan_scrapes == (0.1,)
+    assert (found.stale, found.nan) == (2, 1)
 
 
 def test_only_the_last_scrape_before_the_request_is_asked_for_the_stale_value():
@@ -98,7 +110,7 @@ def test_the_median_of_no_window_is_none():
 
 def test_a_span_weighs_each_window_by_the_time_it_took():
     # 1 s until the second window, 3 s until the third: (90 + 3 * 70) / 4, and 3 of 4 s were busy
-    found = span(Windows((10.0, 90.0, 70.0), (1.0, 2.0, 5.0), (0.0, None, 3.0), 0, 0))
+    found = span(Windows((10.0, 90.0, 70.0), (1.0, 2.0, 5.0), (0.0, None, 3.0)))
     assert found == Span(seconds=4.0, counter=75.0, windows_mean=75.0)
     assert found.difference == 0.0
 

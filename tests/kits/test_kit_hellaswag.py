@@ -202,6 +202,7 @@ def test_a_baseline_is_compared_item_by_item(run, many, scripted):
     again = run(**many, hellaswag_baseline=baseline)
     assert again.raised is None
     assert again.verdict.numbers["lost"] == 0
+    assert again.reporter.attachments["flips"] == {"count": 0, "items": []}
     scripted.logprob = lambda context, ending: -1.1 if "right" in ending else -2.0
     worse = run(**many, hellaswag_baseline=baseline)
     assert isinstance(worse.raised, VerdictFailed)
@@ -214,6 +215,19 @@ def test_a_baseline_is_compared_item_by_item(run, many, scripted):
     few = run(**{**changed, "hellaswag_num_questions": 110})
     assert isinstance(few.raised, MeasurementError)
     assert "missing in the candidate" in few.verdict.reason
+    assert "flips" not in few.reporter.attachments
+
+
+def test_items_with_another_answer_than_the_baseline_are_kept_with_their_texts(run, many, scripted):
+    baseline = run(**many).reporter.attachments["items"]
+    scripted.logprob = lambda context, ending: -1.0 if "wrong" in ending else -2.0
+    kept = run(**many, hellaswag_baseline=baseline).reporter.attachments["flips"]
+    assert kept["count"] == len(kept["items"]) == 120
+    first = kept["items"][0]
+    assert "right" in first["endings"][first["baseline"]]
+    assert "wrong" in first["endings"][first["candidate"]]
+    assert first["label"] == first["baseline"]
+    assert first["ctx"] == "somebody begins number 0"
 
 
 def test_a_failure_gives_up_batches_that_have_not_begun(items, scripted):

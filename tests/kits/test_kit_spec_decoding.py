@@ -48,6 +48,9 @@ def test_speculation_that_pays_passes(run):
     assert numbers["accept_rate"] == pytest.approx(87 / 90)
     assert numbers["histograms"] == numbers["requests"] == 6
     assert numbers["decode_tokens_per_s"] == pytest.approx(100)
+    kept = ran.reporter.attachments["drafts"]
+    assert len(kept) == 6
+    assert sum(kept[0]["histogram"]) == kept[0]["verify_passes"] == 30
 
 
 def test_drafts_that_are_never_accepted_fail(run, server):

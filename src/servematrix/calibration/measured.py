@@ -10,15 +10,9 @@ from typing import Any, Final
 
 from servematrix import baselines, records
 from servematrix.exit_codes import Exit
-from servematrix.gates.throughput import QUANTITIES
 from servematrix.records import RecordsError
 
-_SPEED: Final = "fwd_occupancy.test_fwd_occupancy"
-_ACCURACY: Final = "hellaswag.test_accuracy_floor"
-_WHERE: Final[Mapping[str, str]] = {
-    name: _ACCURACY if name == "accuracy" else _SPEED for name in QUANTITIES
-}
-"""The test whose verdict has each quantity; others have numbers of the same name."""
+_ACCURACY: Final = baselines.TESTS["accuracy"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,7 @@ def _read(
 def _values(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     numbers = {f"{one['kit']}.{one['test']}": one["numbers"] for one in verdicts}
     found = {}
-    for name, test in _WHERE.items():
+    for name, test in baselines.TESTS.items():
         value = numbers.get(test, {}).get(name)
         if value is None:
             continue

@@ -55,7 +55,14 @@ def run(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _run(order: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     output, told = folder / "output.txt", folder / "reports.jsonl"
-    line = [sys.executable, "-m", "pytest", *order["arguments"], f"--results={folder / 'results'}"]
+    line = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *order["arguments"],
+        "--no-report",
+        f"--results={folder / 'results'}",
+    ]
     told_by_us = ci.without(os.environ)
     inherited = {name: at for name, at in told_by_us.items() if name not in _NOT_PASSED_ON}
     guard = subprocess.Popen(

@@ -98,7 +98,7 @@ def _run(
     folder = root / "configs"
     cells.write(folder, all_known, chosen, source, quick=options.quick, healthy=healthy)
     end_in_good_order()
-    command = [*line, "--configs", str(folder)]
+    command = [*line, "--no-report", "--configs", str(folder)]
     command += ["--engine", "reference", "--start-deadline", str(_START_SECONDS)]
     for fault in chosen:
         if fault.baseline:

@@ -285,7 +285,7 @@ def _numbers(
     limits: Limits,
 ) -> dict[str, Number]:
     rank = deciding_rank(ranks, limits.rank_reduction) if weighed is None else weighed.rank
-    windows = ranks[rank] if rank is not None else Windows((), (), (), 0, 0)
+    windows = ranks[rank] if rank is not None else Windows((), (), ())
     decision = None if weighed is None else weighed.decision
     both = None if weighed is None else weighed.span
     passes = request.forward_passes

@@ -61,14 +61,25 @@ class Windows:
     """The fresh windows of one rank: values in percent, in the order in which they were shown.
 
     `shown` holds when each was first seen, in seconds since the request was sent, and
-    `forward_seconds` the counter in that scrape. `stale` and `nan` count scrapes.
+    `forward_seconds` the counter in that scrape. `stale_scrapes` are those that showed an old
+    value: when, and the value; `nan_scrapes` are when NaN was shown.
     """
 
     values: tuple[float, ...]
     shown: tuple[float, ...]
     forward_seconds: tuple[float | None, ...]
-    stale: int
-    nan: int
+    stale_scrapes: tuple[tuple[float, float], ...] = ()
+    nan_scrapes: tuple[float, ...] = ()
+
+    @property
+    def stale(self) -> int:
+        """Return how many scrapes were stale."""
+        return len(self.stale_scrapes)
+
+    @property
+    def nan(self) -> int:
+        """Return how many scrapes were NaN."""
+        return len(self.nan_scrapes)
 
     def median(self) -> float | None:
         """Return the median of the windows in percent; None without a window."""
@@ -156,25 +167,26 @@ def _rank_windows(rank: str, before: Sequence[Scrape], during: Sequence[Scrape])
     values: list[float] = []
     shown: list[float] = []
     counters: list[float | None] = []
-    stale = nan = 0
+    stale: list[tuple[float, float]] = []
+    nan: list[float] = []
     for scrape in during:
         reading = scrape.ranks.get(rank)
         if reading is None:
             continue
         value = reading.occupancy
         if math.isnan(value):
-            nan += 1
+            nan.append(scrape.t)
         elif not scrape.request_running or reading.running <= 0:
-            stale += 1
+            stale.append((scrape.t, value))
             if not values:
                 stale_value = value
         elif not values and value == stale_value:
             # also after a NaN in between: equal to the last digit it is more likely the old value
             # than a new one, and leaving out a window costs little
-            stale += 1
+            stale.append((scrape.t, value))
         elif not values or value != values[-1]:
             values.append(value)
             # the server reads its numbers somewhere within the scrape
             shown.append(scrape.t + scrape.duration / 2)
             counters.append(reading.forward_seconds)
-    return Windows(tuple(values), tuple(shown), tuple(counters), stale, nan)
+    return Windows(tuple(values), tuple(shown), tuple(counters), tuple(stale), tuple(nan))

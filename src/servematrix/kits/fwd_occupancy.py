@@ -66,11 +66,15 @@ class _Server:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one long request gave: the verdict, and the trace where it came to one."""
+    """What one long request gave: the verdict, and the trace where it came to one.
+
+    `timing` is of the stream that followed it.
+    """
 
     verdict: Verdict
     watched: scrapes.Watched | None = None
     ended: Ended | None = None
+    timing: Latency | None = None
 
     def trace(self) -> dict[str, Any] | None:
         """The trace in the form of recordings."""
@@ -81,6 +85,7 @@ class _Part:
             "meta_info": self.ended.meta,
             "stopped_early": self.ended.stopped,
             "failed_scrapes": self.watched.failed,
+            "gaps_ms": [round(gap, 3) for gap in self.timing.gaps_ms] if self.timing else [],
             "samples": trace.rows(self.watched.scrapes),
         }
 
@@ -183,7 +188,8 @@ class FwdOccupancyMixin(Kit):
                 self.fwd_occupancy_stream_max_new_tokens,
                 self.fwd_occupancy_timeout,
             )
-        return _Part(self.__judge(server, limits, watched, ended, timing), watched, ended)
+        judged = self.__judge(server, limits, watched, ended, timing)
+        return _Part(judged, watched, ended, timing)
 
     def __limits(self, server: _Server) -> occupancy.Limits:
         return occupancy.Limits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import ClassVar
 
 from rich.table import Table
@@ -16,7 +16,7 @@ from servematrix.gates.verdict import Number, Verdict, worst
 from servematrix.kits import logprobs
 from servematrix.kits.base import Kit, concludes
 from servematrix.kits.logprobs import NoLogprobs
-from servematrix.kits.scoring import Scored, ScoringError, examples, score
+from servematrix.kits.scoring import Scored, ScoringError, examples, likeliest, score
 from servematrix.terminal import console
 
 _KIT = "hellaswag"
@@ -71,13 +71,16 @@ class HellaswagMixin(Kit):
             accuracy.agreement(right, right_single, n),
         ]
         if self.hellaswag_baseline is not None:
+            rows = [scored.row() for scored in batch]
             compared = paired.judge(
                 self.hellaswag_baseline,
-                [scored.row() for scored in batch],
+                rows,
                 margin=self.hellaswag_margin,
                 accepted=self.hellaswag_accepted,
             )
             verdicts += compared.values()
+            if "pairing" not in compared:
+                self.attach("flips", _flips(questions.items, self.hellaswag_baseline, rows))
         verdict = worst(verdicts)
         numbers = {
             **verdict.numbers,
@@ -126,6 +129,28 @@ class HellaswagMixin(Kit):
             self.measure(name, numbers[name], "")
         console().print(table)
 
+
+def _flips(
+    items: Sequence[data.Item], baseline: Sequence[Row], candidate: Sequence[Row]
+) -> dict[str, object]:
+    """Return the items whose answer is another than the baseline's, with their texts.
+
+    `baseline` and `candidate` are the numbers of the endings that were chosen.
+    """
+    before, after = (
+        {row["ind"]: likeliest(row["lp"], row["nt"]) for row in rows}
+        for rows in (baseline, candidate)
+    )
+    found = [
+        {**asdict(item), "baseline": before[item.ind], "candidate": after[item.ind]}
+        for item in items
+        if before[item.ind] != after[item.ind]
+    ]
+    return {"count": len(found), "items": found[:_MOST_FLIPS]}
+
+
+_MOST_FLIPS = 200
+"""Items whose texts are kept, some 60 KB; a healthy server has one in a thousand."""
 
 _UNITS = {
     "n": "items",

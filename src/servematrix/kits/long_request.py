@@ -53,13 +53,15 @@ class Latency:
     """Times of a streamed request by our clock; None where too few events came to tell.
 
     Seconds to the first event, milliseconds between tokens, tokens a second from the first event to
-    the last; tokens that arrive in one event share the time since the one before.
+    the last; tokens that arrive in one event share the time since the one before. `gaps_ms` are the
+    times between tokens, in order.
     """
 
     ttft_s: float | None = None
     decode_tokens_per_s: float | None = None
     itl_p50_ms: float | None = None
     itl_p99_ms: float | None = None
+    gaps_ms: tuple[float, ...] = ()
 
 
 class LongRequest(threading.Thread):
@@ -157,7 +159,8 @@ def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) ->
             raise MalformedAnswer(f"a streamed event has no completion_tokens: {_shown(last)}")
     if last != _DONE:
         raise MalformedAnswer(f"the stream ended without [DONE], with {_shown(last)}")
-    gaps = sorted(_gaps(arrivals))
+    in_order = _gaps(arrivals)
+    gaps = sorted(in_order)
     if not gaps:
         return Latency(ttft_s=arrivals[0][0] - sent if arrivals else None)
     return Latency(
@@ -165,6 +168,7 @@ def latency(client: Client, prompt: str, max_new_tokens: int, timeout: float) ->
         decode_tokens_per_s=len(gaps) / seconds if (seconds := math.fsum(gaps)) > 0 else None,
         itl_p50_ms=1000.0 * gaps[len(gaps) // 2],
         itl_p99_ms=1000.0 * gaps[len(gaps) * 99 // 100],
+        gaps_ms=tuple(1000.0 * gap for gap in in_order),
     )
 
 

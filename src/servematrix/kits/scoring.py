@@ -44,9 +44,8 @@ class Scored:
 
     @property
     def prediction(self) -> int:
-        """The ending with the largest mean log-probability; the first of equals."""
-        means = [lp / nt for lp, nt in zip(self.lp, self.nt, strict=True)]
-        return means.index(max(means))
+        """The ending that is taken for the server's answer."""
+        return likeliest(self.lp, self.nt)
 
     def row(self) -> dict[str, Any]:
         """Return the item as a JSON-able row, as `gates.pairs` compares them."""
@@ -59,6 +58,15 @@ class Scored:
             "n0": self.n0,
             "checksum": self.checksum,
         }
+
+
+def likeliest(lp: Sequence[float], nt: Sequence[int]) -> int:
+    """Return the ending with the largest mean log-probability of its tokens; the first of equals.
+
+    `lp` are sums over an ending's tokens (natural logarithm), `nt` how many those are.
+    """
+    means = [total / tokens for total, tokens in zip(lp, nt, strict=True)]
+    return means.index(max(means))
 
 
 def examples(shots: Sequence[Item]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import ClassVar
 
 from servematrix.client import MalformedAnswer
@@ -54,6 +54,7 @@ class SpecDecodingMixin(Kit):
         if isinstance(algorithm, Verdict):
             return algorithm
         requests = [self.__drafts(text) for text in _PROMPTS]
+        self.attach("drafts", [asdict(one) for one in requests])
         threshold = self.accept_length_thres or self.spec_decoding_acc_length_threshold
         verdict = judge_requests(requests, algorithm=algorithm, threshold=threshold)
         speed = latency(

@@ -14,6 +14,7 @@ from servematrix.exit_codes import Exit
 from servematrix.merge import joined, parts, table, writing
 from servematrix.merge.parts import Part
 from servematrix.redaction import Secrets
+from servematrix.report import command as report
 from servematrix.terminal import say
 
 
@@ -51,6 +52,7 @@ def merge(options: argparse.Namespace) -> Exit:
     parts.check(found)
     whole = joined.join(found, _expected(options, found[0]))
     writing.write(out, whole, provenance.command_line(), Secrets.inherited())
+    report.write([out], out / report.FILE, Secrets.inherited())
     if options.cell_durations is not None:
         _keep(options.cell_durations, found)
     if options.json:
@@ -59,7 +61,7 @@ def merge(options: argparse.Namespace) -> Exit:
         (table.markdown if options.markdown else table.plain)(whole)
     for problem in whole.problems:
         say(problem)
-    say(f"{table.last_line(whole)}; records in {out}")
+    say(f"{table.last_line(whole)}; records and report in {out}")
     return whole.status
 
 

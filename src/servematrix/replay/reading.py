@@ -93,6 +93,7 @@ class _Trace(_Table):
     meta_info: Meta
     stopped_early: bool = False
     failed_scrapes: _Count = 0
+    gaps_ms: list[_Positive] = []
     samples: Annotated[list[_Sample], _NotEmpty]
 
 
@@ -125,12 +126,16 @@ class _ConsistencyFile(_Table):
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """One long request, and the scrapes made around it."""
+    """One long request, and the scrapes made around it.
+
+    `gaps_ms` are the milliseconds between the tokens of the stream that followed it.
+    """
 
     scrapes: Sequence[Scrape]
     meta: Meta
     stopped_early: bool
     failed_scrapes: int
+    gaps_ms: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,9 @@ def _traces(file: _TraceFile, found: Mapping[str, Any], path: Path) -> Traces:
         if any(later <= before for before, later in pairwise(middles)):
             raise RecordingError(f"{path}: traces.{number}: samples are not in the order of t")
         requests.append(
-            RecordedRequest(scrapes, one.meta_info, one.stopped_early, one.failed_scrapes)
+            RecordedRequest(
+                scrapes, one.meta_info, one.stopped_early, one.failed_scrapes, one.gaps_ms
+            )
         )
     return Traces(_server(file.server), file.decode_log_interval, requests)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,21 +18,33 @@ FILE: Final = "report.html"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="(report.html in the first run)")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders; several are drawn over time"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="(report.html in the run; of several in the folder of the first one's folder)",
+    )
 
 
 def report(options: argparse.Namespace) -> Exit:
     """Write the report, and print where it is."""
-    out = options.out or options.runs[0] / FILE
-    write(options.runs, out, Secrets.inherited())
+    runs = list({one.resolve(): one for one in options.runs}.values())
+    out = options.out or (runs[0] if len(runs) == 1 else runs[0].resolve().parent) / FILE
+    write(runs, out, Secrets.inherited())
     print(out)
     return Exit.PASSED
 
 
-def write(runs: list[Path], out: Path, hidden: Secrets) -> None:
-    """Write one file of some runs; RecordsError where one cannot be read or the file written."""
+def write(runs: Sequence[Path], out: Path, hidden: Secrets) -> None:
+    """Write one file of some runs, the oldest first.
+
+    RecordsError where a run cannot be read or the file cannot be written.
+    """
     found = [cells.read(folder, hidden) for folder in runs]
+    found.sort(key=lambda one: str(one.header["time"]))
     with as_written(runs[0]):
         text = page.render(found)
     try:

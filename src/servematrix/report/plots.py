@@ -1,88 +1,185 @@
-"""Plots as inline SVG, by matplotlib: some 10 KB each, where Plotly and Vega-Altair need a script
+"""Plots as inline SVG, by matplotlib: some 5 KB each, where Plotly and Vega-Altair need a script
 of more than 1 MB in each file, and shown without JavaScript. It is imported with the first plot.
 
-Colours are CSS variables of the page, so that a plot follows light and dark.
+Each takes the `name` that keeps its identifiers apart from those of other plots.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import re
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
 
 from servematrix.gates.windows import Scrape, fresh_windows
+from servematrix.report.svg import COLOURS, Sheet, inline
 
-_COLOURS: Final = {"#010203": "var(--ink)", "#040506": "var(--line)", "#070809": "var(--pass)"}
-_INK, _LINE, _GOOD = _COLOURS
-POINTS: Final = 150
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _LINE, _GOOD, _BAD, _BAND = COLOURS
+POINTS: Final = 120
 """Of a kind in one plot; more than an inch can show of 2,000 samples."""
+_BINS: Final = 40
 T = TypeVar("T")
 
 
-def occupancy(scrapes: Sequence[Scrape], threshold: float | None, name: str) -> str:
-    """The occupancy gauge (percent) over seconds since the request: an SVG element.
+@dataclass(frozen=True)
+class Point:
+    """One run's value in a trend: the run's label, and whether its verdict was a pass."""
 
-    Dots are fresh windows, ticks below are NaN. Empty where no rank had the request. `name` keeps
-    the plot's identifiers apart from those of others.
+    label: str
+    value: float
+    good: bool
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a baseline's runs measured: the least and greatest value, and the bound, if any."""
+
+    low: float
+    high: float
+    bound: float | None
+
+
+def occupancy(
+    scrapes: Sequence[Scrape], threshold: float | None, startup: float | None, name: str
+) -> str:
+    """The occupancy gauge (percent) over seconds since the request; empty without a window.
+
+    Dots are fresh windows, crosses stale scrapes, ticks at the foot NaN; a dashed line is the
+    threshold, and what lies in the grey part is the start-up, in seconds.
     """
-    windows = fresh_windows(scrapes)
-    if not windows:
+    ranks = fresh_windows(scrapes)
+    if not any(windows.values for windows in ranks.values()):
         return ""
+    with _axes(name, 2.2) as (axes, sheet):
+        last = max(scrape.t for scrape in scrapes)
+        if startup:
+            axes.axvspan(0, min(startup, last), color=_BAND, linewidth=0)
+        for windows in ranks.values():
+            shown = _thinned(list(zip(windows.shown, windows.values, strict=True)))
+            axes.plot(*zip(*shown, strict=True), color=_LINE, linewidth=0.8)
+            stale = _thinned(windows.stale_scrapes)
+            axes.plot([t for t, _ in stale], [v for _, v in stale], "x", color=_INK, markersize=4)
+            missing = _thinned(windows.nan_scrapes)
+            foot = axes.get_xaxis_transform()
+            axes.plot(missing, [0.02] * len(missing), "|", color=_INK, transform=foot)
+            for colour, beyond in ((_GOOD, False), (_BAD, True)):
+                dots = [one for one in shown if (one[1] <= (threshold or 0.0)) is beyond]
+                axes.plot([t for t, _ in dots], [v for _, v in dots], ".", color=colour)
+        if threshold is not None:
+            axes.axhline(threshold, color=_INK, linestyle="--", linewidth=1)
+        axes.set(xlabel="seconds since the request", ylabel="occupancy, %")
+    return inline(sheet)
+
+
+def gaps(milliseconds: Sequence[float], name: str) -> str:
+    """A histogram of the times between tokens, their number on a logarithmic scale.
+
+    Dashed are the median and the 99th percentile. Empty without any.
+    """
+    if not milliseconds:
+        return ""
+    ranked = sorted(milliseconds)
+    with _axes(name, 1.8) as (axes, sheet):
+        numbers, edges = np.histogram(ranked, bins=_BINS)
+        some = numbers > 0
+        width = edges[1] - edges[0]
+        axes.bar(edges[:-1][some], numbers[some], width, align="edge", color=_GOOD, log=True)
+        for share in (0.5, 0.99):
+            at = ranked[int(share * (len(ranked) - 1))]
+            axes.axvline(at, color=_INK, linestyle="--", linewidth=1)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel="milliseconds between tokens", ylabel="tokens")
+    return inline(sheet)
+
+
+def accuracy(
+    value: float,
+    interval: tuple[float, float],
+    threshold: float | None,
+    baseline: float | None,
+    name: str,
+) -> str:
+    """An accuracy with its interval (fractions); dashed the floor, a diamond the baseline."""
+    with _axes(name, 1.0) as (axes, sheet):
+        good = threshold is None or value > threshold
+        axes.plot(interval, (0, 0), color=_GOOD if good else _BAD, linewidth=2)
+        axes.plot(value, 0, "o", color=_GOOD if good else _BAD)
+        if threshold is not None:
+            axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1)
+        if baseline is not None:
+            axes.plot(baseline, 0.4, "D", color=_INK, markersize=4)
+        axes.set(xlabel="accuracy", yticks=[], ylim=(-1, 1))
+        axes.spines.left.set_visible(False)
+    return inline(sheet)
+
+
+def accept_lengths(histogram: Sequence[int], name: str) -> str:
+    """How many verifying passes let 0, 1, … drafted tokens through; empty without a pass."""
+    if not sum(histogram):
+        return ""
+    with _axes(name, 1.8) as (axes, sheet):
+        places = range(len(histogram))
+        axes.bar(places, histogram, color=_GOOD)
+        axes.set_xticks(places[:: -(-len(histogram) // 16)])
+        axes.set(xlabel="drafted tokens accepted in a pass", ylabel="passes")
+    return inline(sheet)
+
+
+def trend(points: Sequence[Point], band: Band | None, label: str, name: str) -> str:
+    """One quantity from run to run; the band is what the baseline's runs measured.
+
+    A dot is a run whose verdict was a pass, a cross one whose was not. Dashed is the baseline's
+    bound.
+    """
+    with _axes(name, 1.8) as (axes, sheet):
+        if band is not None:
+            axes.axhspan(band.low, band.high, color=_BAND, linewidth=0)
+            if band.bound is not None:
+                axes.axhline(band.bound, color=_INK, linestyle="--", linewidth=1)
+        axes.plot([one.value for one in points], color=_LINE, linewidth=0.8)
+        for colour, mark, good in ((_GOOD, "o", True), (_BAD, "X", False)):
+            found = [(n, one.value) for n, one in enumerate(points) if one.good is good]
+            places, values = [n for n, _ in found], [value for _, value in found]
+            axes.plot(places, values, mark, color=colour, markersize=5)
+        ticks = range(0, len(points), -(-len(points) // 6))
+        axes.set_xticks(ticks, [points[n].label for n in ticks])
+        axes.margins(y=0.2)
+        axes.set(ylabel=label)
+    return inline(sheet)
+
+
+@contextmanager
+def _axes(name: str, height: float) -> Iterator[tuple[Axes, Sheet]]:
+    """Axes to draw on, so many inches high; the sheet is filled in when the context ends."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": name,
-            "font.size": 9,
-            "text.color": _INK,
-            "axes.edgecolor": _LINE,
-            "axes.labelcolor": _INK,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
-        }
-    ):
-        figure = Figure(figsize=(7, 2.2), layout="constrained")
+    sheet = Sheet(name)
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.edgecolor": _LINE,
+        "axes.labelcolor": _INK,
+        "axes.formatter.useoffset": False,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(7, height), layout="constrained")
         axes = figure.add_subplot()
-        for rank, found in windows.items():
-            seen = [(one.t, one.ranks[rank].occupancy) for one in scrapes if rank in one.ranks]
-            told = [pair for pair in seen if not math.isnan(pair[1])]
-            missing = [t for t, value in seen if math.isnan(value)]
-            if told:
-                axes.step(*zip(*_thinned(told), strict=True), where="post", color=_LINE)
-            axes.plot(_thinned(found.shown), _thinned(found.values), ".", color=_GOOD)
-            missing = list(_thinned(missing))
-            axes.plot(
-                missing,
-                [0.02] * len(missing),
-                "|",
-                color=_INK,
-                transform=axes.get_xaxis_transform(),
-            )
-        if threshold is not None:
-            axes.axhline(threshold, color=_INK, linestyle="--", linewidth=1)
-        axes.set_xlabel("seconds since the request")
-        axes.set_ylabel("occupancy, %")
         axes.spines[["top", "right"]].set_visible(False)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(drawn.getvalue())
+        yield axes, sheet
+        figure.savefig(sheet.file, format="svg", transparent=True, metadata={"Date": None})
 
 
 def _thinned(points: Sequence[T]) -> Sequence[T]:
     """At most `POINTS` of some points, each so many apart."""
     return points[:: -(-len(points) // POINTS) or 1]
-
-
-def _inline(svg: str) -> str:
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    for colour, variable in _COLOURS.items():
-        svg = svg.replace(colour, variable)
-    # a tenth of a point is finer than a screen, and nobody reads the indentation
-    svg = re.sub(r"\n\s*", "\n", re.sub(r"(\.\d)\d+", r"\1", svg))
-    # the page's own font; matplotlib names eleven at each label
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
