@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from benchmarks import accuracy_gates, occupancy_gates, scale, survival
 from rich.console import Console
 from rich.table import Table
-from tests import rich_run
 
+from benchmarks import accuracy_gates, occupancy_gates, scale, survival
 from servematrix import config as configs
 from servematrix import data, matrix, metrics, records
 from servematrix.client import Client
@@ -35,6 +34,7 @@ from servematrix.kits import HellaswagMixin
 from servematrix.kits.scoring import examples, score
 from servematrix.redaction import Secrets
 from servematrix.report import command as reports
+from tests import rich_run
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import psutil
-from benchmarks.quick_project import END_SECONDS, POLL_SECONDS, Processes, Project
 
+from benchmarks.quick_project import END_SECONDS, POLL_SECONDS, Processes, Project
 from servematrix import records
 from servematrix.exit_codes import Exit
 from servematrix.gpus import leases

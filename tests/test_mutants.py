@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from benchmarks.mutants import survivors, workspace
 from benchmarks.mutants.survivors import Change, Mutant
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +68,48 @@ def test_nothing_is_overwritten(
     assert main(["new-config", "mine"]) == 4
     assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path]
     assert path.read_text() == "# kept\n"
+
+
+@pytest.mark.parametrize("command", ["new-config", "new-kit"])
+def test_a_file_where_a_folder_should_be_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # the last that is made, so that others are written before
+    (tmp_path / "suites").write_text("")
+    assert main([command, "mine"]) == 4
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert f"{tmp_path / 'suites'}: " in told.err
+    assert told.out == ""
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [tmp_path / "suites"]
+
+
+@pytest.mark.parametrize("command", ["new-config", "new-kit"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_that_takes_no_file_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    named: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write = Path.open
+
+    def refusing(path: Path, mode: str = "r", **more: Any) -> Any:
+        if mode == "x" and path.parent.name == "suites":
+            # as a folder that is read-only is found, and as a disk that is full
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path) if named else None)
+        return write(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    assert main([command, "mine"]) == 4
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"{tmp_path / 'suites'}/test_" in told
+    assert ": Read-only file system; no file was written" in told
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == []

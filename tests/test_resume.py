@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from benchmarks import survival
 from benchmarks.quick_project import MARK, Processes
-
 from servematrix import records, resume
 from servematrix.engines.base import EnvironmentProblem
 from servematrix.records import FILE, RecordsError, Run

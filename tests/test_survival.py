@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
+
 from benchmarks import survival
 from benchmarks.quick_project import Processes, Project
-
 from servematrix import interrupts, records
 
 

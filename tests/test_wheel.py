@@ -49,6 +49,8 @@ def test_the_wheel_holds_configurations_suites_and_types(wheel: Path) -> None:
     for folder, ending in (("configs", "toml"), ("suites", "py")):
         for path in (ROOT / folder).glob(f"*.{ending}"):
             assert f"servematrix/_shipped/{folder}/{path.name}" in held
+    for path in (ROOT / "src/servematrix/resources/new").iterdir():
+        assert f"servematrix/resources/new/{path.name}" in held
     assert "servematrix/py.typed" in held
 
 
@@ -68,6 +70,16 @@ def test_a_session_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> N
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "those of the installed package" in ended.stderr
     assert (tmp_path / "results" / "latest" / "records.jsonl").is_file()
+
+
+def test_a_baseline_is_made_and_used_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    quick = ("--engine=reference", '--set=suites=["only_fwd_occupancy"]')
+    made = servematrix(installed, tmp_path, "calibrate", "baseline", "--repeats=3", *quick)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert (tmp_path / "baselines" / "baseline" / "reference.json").is_file()
+    held = servematrix(installed, tmp_path, "run", "baseline", *quick, "--co")
+    assert "servematrix: baseline" in held.stdout, held.stdout + held.stderr
+    assert {one.name for one in tmp_path.iterdir()} <= {"baselines", "results", ".pytest_cache"}
 
 
 def test_a_failed_gate_ends_it_as_it_ends_pytest(installed: Path, tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.mutants import survivors, workspace
-from benchmarks.mutants.survivors import Change, Mutant
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.mutants import survivors, workspace
+from benchmarks.mutants.survivors import Change, Mutant
 
 FOLDER = workspace.ROOT / ".mutants"
 EXPLAINED = Path(__file__).with_name("explained.toml")

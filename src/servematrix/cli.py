@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from servematrix import config as configs
-from servematrix import github, matrix, new, run, running, waivers
+from servematrix import github, matrix, new, new_kit, run, running, waivers
 from servematrix.calibration import command as calibration
 from servematrix.ci.commands import kept_from_output
 from servematrix.compare import command as comparing
@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     newer = commands.add_parser("new-config", help="write a commented start of a configuration")
     newer.set_defaults(command=new.config)
     new.add_options(newer)
+    kits = commands.add_parser("new-kit", help="write a commented start of a kit, with its tests")
+    kits.set_defaults(command=new_kit.kit)
+    new.add_options(kits)
     planning = commands.add_parser(
         "plan", help="cells, command lines and environment of a run, without starting anything"
     )

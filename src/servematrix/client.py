@@ -47,7 +47,8 @@ class Client:
     `max_body` the most bytes of one answer; the largest of a whole run was 145 KB, a batch of
     HellaSwag endings. The API key is sent as a bearer token and shown in no message. Every call
     raises `ClientError`: `Unreachable` (nobody answers; `TimedOut` where it was not in time),
-    `BadStatus`, or `MalformedAnswer`.
+    `BadStatus`, or `MalformedAnswer`. Only what a method says of its answer is checked; the rest
+    is as the server wrote it (`kits.answers` has models of it).
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Client:
         self._call("GET", "/health", timeout=timeout)
 
     def health_generate(self, *, timeout: float | None = None) -> None:
-        """Ask the server to generate one token for itself."""
+        """Ask the server to generate one token for itself; raises as `health` does."""
         self._call("GET", "/health_generate", timeout=timeout)
 
     def server_info(self, *, old_path: bool = False) -> Json:
@@ -83,7 +84,7 @@ class Client:
         return self._object("GET", "/get_model_info" if old_path else "/model_info")
 
     def models(self) -> Json:
-        """Return the OpenAI listing of models."""
+        """Return the OpenAI listing of models, `{"object": "list", "data": [...]}`."""
         return self._object("GET", "/v1/models")
 
     def generate(
@@ -101,7 +102,8 @@ class Client:
         """Continue one prompt, text or token ids, greedily through `/generate`.
 
         `rid` names the request for `abort`; `stop` is a text at which the answer is to end;
-        `dp_rank` the data-parallel rank that is to serve it. With `logprobs`,
+        `dp_rank` the data-parallel rank that is to serve it, `ignore_eos` lets it go on to its last
+        token. The answer has `text` and `meta_info`, with counts of tokens. With `logprobs`,
         `meta_info.output_token_logprobs` has an entry [log-probability (nats), token id, text or
         null] for each new token.
         """
@@ -124,7 +126,10 @@ class Client:
         ignore_eos: bool = False,
         timeout: float | None = None,
     ) -> list[Json]:
-        """Continue several prompts in one `/generate` request, answers in their order."""
+        """Continue several prompts in one `/generate` request, answers in their order.
+
+        Each is as that of `generate`; another number of answers is a malformed one.
+        """
         body = {**_prompts(prompts), **_greedy(max_new_tokens, ignore_eos)}
         return self._answers(body, len(prompts), timeout)
 
@@ -169,15 +174,18 @@ class Client:
         return self._answers(body, len(prompts), timeout)
 
     def chat(self, body: Mapping[str, Any], *, timeout: float | None = None) -> Json:
-        """Answer an OpenAI chat completion."""
+        """Ask for an OpenAI chat completion; `body` is the request as OpenAI has it."""
         return self._object("POST", "/v1/chat/completions", body, timeout)
 
     def completion(self, body: Mapping[str, Any], *, timeout: float | None = None) -> Json:
-        """Answer an OpenAI completion."""
+        """Ask for an OpenAI completion; `body` is the request as OpenAI has it."""
         return self._object("POST", "/v1/completions", body, timeout)
 
     def tokenize(self, text: str, *, model: str = "default") -> int:
-        """Count the tokens of a text as the server counts those of a prompt."""
+        """Count the tokens of a text as the server counts those of a prompt.
+
+        Raises `MalformedAnswer` where the answer has no count; older servers have no such route.
+        """
         path = "/tokenize"
         count = self._object("POST", path, {"model": model, "prompt": text}).get("count")
         if type(count) is not int or not 0 <= count <= _MOST_TOKENS:
@@ -185,7 +193,10 @@ class Client:
         return count
 
     def metrics_text(self, *, timeout: float | None = None) -> str:
-        """Return the Prometheus exposition as text."""
+        """Return the Prometheus exposition as text, for `metrics.read`.
+
+        A server without metrics answers 404: `BadStatus`.
+        """
         return self._call("GET", "/metrics", timeout=timeout).decode("utf-8", "replace")
 
     def abort(self, rid: str, *, timeout: float | None = None) -> None:
@@ -196,7 +207,7 @@ class Client:
         self._call("POST", "/abort_request", {"rid": rid}, timeout)
 
     def flush_cache(self) -> None:
-        """Empty the prefix cache; a server that has requests running answers another status."""
+        """Empty the prefix cache; `BadStatus` where the server has requests running."""
         self._call("POST", "/flush_cache", {})
 
     def excerpt(self, body: object) -> str:

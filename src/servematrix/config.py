@@ -10,6 +10,7 @@ found and what is allowed.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import tomllib
@@ -20,9 +21,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-from servematrix import refusals
+from servematrix import own_kits, refusals
 from servematrix.changes import parsed, told
 from servematrix.redaction import (
     Secrets,
@@ -374,7 +383,28 @@ def suites_beside(directory: Path) -> Path:
 
 def is_shipped(directory: Path) -> bool:
     """Whether these are the configurations that an installed wheel brought along."""
-    return directory == _SHIPPED
+    return directory.resolve() == _SHIPPED
+
+
+def shipped() -> Path | None:
+    """The configurations that an installed wheel brought along; None in a checkout."""
+    return _SHIPPED if _SHIPPED.is_dir() else None
+
+
+def _packaged(name: str) -> str:
+    """A hint at the configuration of that name in the package; empty where it has none."""
+    folder = shipped()
+    if folder is None or name not in names(folder):
+        return ""
+    return f"; the installed package has it: --configs {folder}"
+
+
+def project(directory: Path) -> Path:
+    """Where what belongs to a folder of configurations lies, such as baselines: the folder above.
+
+    For the configurations of the installed package, which is nobody's own, the working directory.
+    """
+    return Path.cwd() if is_shipped(directory) else directory.parent
 
 
 def find_directory(start: Path, named: str | None = None, *, shipped: bool = False) -> Path:
@@ -415,7 +445,7 @@ def load(directory: Path, name: str) -> Configuration:
         known = names(directory)
         raise ConfigError(
             f"no configuration {name!r} in {directory}{nearest(name, known)}; "
-            f"there are: {', '.join(known)}"
+            f"there are: {', '.join(known)}{_packaged(name)}"
         )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -423,7 +453,7 @@ def load(directory: Path, name: str) -> Configuration:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if "name" in raw:
         raise ConfigError(f"{path}: key 'name': leave it out, the file's name is the name")
-    config = checked(Configuration, {**raw, "name": name}, str(path))
+    config = checked(_table_of(directory), {**raw, "name": name}, str(path))
     for engine, other in config.instead.items():
         known = [one for one in names(directory) if one != name]
         if other not in known:
@@ -461,11 +491,31 @@ def resolve(
     where = " ".join(f"--set {told(change)}" for change in changes)
     where = where or f"configuration {config.name}"
     # what a change made of the tables is not known before
-    whole = checked(Configuration, raw, where)
+    whole = checked(type(config), raw, where)
     for table in ("arguments", "environment"):
         raw[table] = {key: _filled(value, axis) for key, value in getattr(whole, table).items()}
     raw["suites"] = [_filled(suite, axis) for suite in whole.suites]
-    return checked(Configuration, raw, where)
+    return checked(type(config), raw, where)
+
+
+def _table_of(directory: Path) -> type[Configuration]:
+    """What a configuration in a folder is: it may set what the kits beside that folder declare."""
+    try:
+        own = own_kits.read(directory)
+        return _with(own) if own else Configuration
+    except own_kits.NoKitError as problem:
+        raise ConfigError(str(problem)) from problem
+
+
+@functools.cache
+def _with(own: tuple[own_kits.OwnKit, ...]) -> type[Configuration]:
+    kits = own_kits.tables(Kits, own)
+    optional: Any = kits | None
+    override = create_model("Override", __base__=Override, kits=(optional, None))
+    overrides: Any = types.GenericAlias(list, (override,))
+    return create_model(
+        "Configuration", __base__=Configuration, kits=(kits, kits()), overrides=(overrides, [])
+    )
 
 
 def digest(config: Configuration, hidden: Secrets | None = None) -> str:
@@ -567,9 +617,11 @@ def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> Iterator[str]
         if isinstance(part, int) or current is None:
             continue
         current = _table_in(current.model_fields[part].annotation)
-    for name in current.model_fields if current else ():
+    if current is None:
+        return
+    for name in current.model_fields:
         # a configuration is called as its file is
-        if (current, name) != (Configuration, "name"):
+        if not (issubclass(current, Configuration) and name == "name"):
             yield name
 
 

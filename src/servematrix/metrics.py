@@ -69,7 +69,8 @@ class RankMetrics:
     """What one scheduler rank exposes; None where it does not expose it.
 
     `group` is its data-parallel rank. Occupancy is in percent and may be NaN, throughput in tokens
-    a second, forward times in seconds by category.
+    a second, accept length in tokens a verifying pass, forward times in seconds by category since
+    the server's start, graph passes as counts by mode; running and queued are requests.
     """
 
     group: str
@@ -121,7 +122,8 @@ class Metrics:
 def read(text: str) -> Metrics:
     """Read a Prometheus exposition; lines of other metrics are not looked at.
 
-    Raises `MalformedMetrics` where a line that matters cannot be parsed.
+    Raises `MalformedMetrics` where a line that matters cannot be parsed, has a value that no server
+    could mean, or where there are more of them than any machine has ranks for.
     """
     ranks: dict[tuple[str, str, str], RankMetrics] = {}
     requests: float | None = None

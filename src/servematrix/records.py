@@ -80,7 +80,10 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, label: str, hidden: Secrets | None = None) -> Run:
-        """Make a new run folder under `root`; `latest` is to follow once something is recorded."""
+        """Make a new run folder under `root`; `latest` is to follow once something is recorded.
+
+        It is called by time and `label`. RecordsError where it cannot be made.
+        """
         try:
             held = folders.make(root, file_name(label))
         except (OSError, Busy) as error:
@@ -112,7 +115,10 @@ class Run:
             raise RecordsError(f"cannot point to {self.folder}: {_told(error)}") from error
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one record; RecordsError when the disk does not take it."""
+        """Append one record of JSON-able `fields`; it is on disk when this returns.
+
+        `kind` and the time (UTC) come first. RecordsError when the disk does not take it.
+        """
         record: dict[str, Any] = {"kind": kind, "time": _now()}
         if kind == "run":
             record["schema"] = SCHEMA
@@ -134,7 +140,10 @@ class Run:
             ) from error
 
     def attach(self, name: str, payload: object) -> str:
-        """Keep a JSON-able payload as a file beside the records; returns its relative path."""
+        """Keep a JSON-able payload as a file beside the records; returns its relative path.
+
+        It is there whole or not at all. RecordsError when the disk does not take it.
+        """
         path = self.folder / "files" / f"{file_name(name)}.json"
         try:
             path.parent.mkdir(exist_ok=True)

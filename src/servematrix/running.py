@@ -57,21 +57,31 @@ def command(arguments: Sequence[str]) -> list[str]:
             "servematrix run: name what to run first, such as: servematrix run stage_a"
             " --engine reference; `servematrix list` has the configurations"
         )
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--configs")
-    given, rest = named.parse_known_args(rest)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--configs")
+    given, rest = parser.parse_known_args(rest)
     if "--" in rest:
         rest.remove("--")
     folder = configs.find_directory(Path.cwd(), given.configs, shipped=True)
-    suites = configs.suites_beside(folder)
+    line = pytest_line(folder)
     known = sessions()
     selections = [known.get(name, name) for name in names]
     matrix.select(folder, selections)
-    line = [sys.executable, "-m", "pytest", *_PLUGIN, f"--configs={folder}", str(suites)]
+    named = [f"--config={selection}" for selection in selections]
+    return [*line, f"--configs={folder}", *named, *rest]
+
+
+def pytest_line(folder: Path) -> list[str]:
+    """The command of a run of the suites that lie beside a folder of configurations.
+
+    It says nothing of configurations yet. ConfigError where no suites lie there.
+    """
+    suites = configs.suites_beside(folder)
+    line = [sys.executable, "-m", "pytest", *_PLUGIN, os.path.relpath(suites)]
     if configs.is_shipped(folder):
         # else pytest takes the folder of the package for the project, and writes its cache there
         line.append(f"--rootdir={Path.cwd()}")
-    return [*line, *(f"--config={selection}" for selection in selections), *rest]
+    return line
 
 
 def sessions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from servematrix import baselines, progress, run, waivers
+from servematrix import baselines, own_kits, progress, run, waivers
 from servematrix import config as configs
 from servematrix.baselines import Found
 from servematrix.discreet import DiscreetReports
@@ -41,6 +41,7 @@ class MatrixSession:
         self.options = _options(config)
         self._api_key = self.options.api_key()
         self.plan = run.plan(self.options)
+        own_kits.make_importable(self.options.configs_directory)
         self._secrets = self.plan.secrets()
         config.pluginmanager.register(DiscreetReports(self._secrets))
         self._progress = Progress(self._secrets)
@@ -310,7 +311,8 @@ def _baselines(config: pytest.Config, plan: run.Plan, secrets: Secrets) -> dict[
                 " baseline is of one GPU; leave one out"
             )
         return {}
-    root = Path(named) if named else plan.options.configs_directory.parent / baselines.FOLDER
+    kept = configs.project(plan.options.configs_directory) / baselines.FOLDER
+    root = kept if named is None else Path(named)
     if named is not None and not root.is_dir():
         raise EnvironmentProblem(f"--baselines {named}: no such folder")
     found: dict[str, Found | str] = {}

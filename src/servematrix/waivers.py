@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from servematrix import matrix
+from servematrix import matrix, own_kits
 from servematrix.config import WAIVERS, ConfigError, checked, nearest
 from servematrix.terminal import line
 
@@ -182,7 +182,7 @@ def load(file: Path, directory: Path, today: datetime.date | None = None) -> Wai
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     entries = checked(_File, raw, str(file)).waivers
     cells = [cell.id for cell in matrix.select(directory, ["all"])]
-    kits = _tests_by_kit()
+    kits = _tests_by_kit() | {kit.name: kit.tests for kit in own_kits.read(directory)}
     today = today or datetime.datetime.now(datetime.UTC).date()
     found: list[Waiver] = []
     for number, entry in enumerate(entries, start=1):

@@ -53,6 +53,20 @@ def test_each_outcome_has_its_exception(run_kit, outcome, expected):
         assert ran.raised.verdict is ran.verdict
 
 
+def test_the_client_is_kept_until_address_or_key_change():
+    kit = Sample()
+    kit.base_url = "http://127.0.0.1:1"
+    first = kit.client
+    assert kit.client is first
+    kit.base_url = "http://127.0.0.1:2"
+    second = kit.client
+    assert second is not first
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:2"):
+        second.health()
+    kit.api_key = "key"
+    assert kit.client is not second
+
+
 def test_a_skip_is_one_for_unittest():
     assert issubclass(NotApplicable, unittest.SkipTest)
     assert issubclass(Inconclusive, AssertionError)

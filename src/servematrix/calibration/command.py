@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,8 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def calibrate(options: argparse.Namespace) -> Exit:
     """Make the runs, or read earlier ones, and write a baseline for each of their cells."""
     repeats = _repeats(options)
-    folder = configs.find_directory(Path.cwd(), options.configs)
-    root = options.out or folder.parent / baselines.FOLDER
+    folder = configs.find_directory(Path.cwd(), options.configs, shipped=True)
+    root = options.out or configs.project(folder) / baselines.FOLDER
     bad = [measured.folder_of(path) for path in options.known_bad]
     try:
         by_cell = _earlier(options) if options.kept else _run(options, folder, repeats)
@@ -115,7 +114,6 @@ def _earlier(options: argparse.Namespace) -> dict[str, list[Measured]]:
 
 def _run(options: argparse.Namespace, folder: Path, repeats: int) -> dict[str, list[Measured]]:
     """Run the configuration `repeats` times; the first run that is not healthy ends it."""
-    suites = configs.suites_beside(folder)
     # what is wrong with the options is told before anything is started
     plan = run.plan(
         run.Options.read(
@@ -125,9 +123,7 @@ def _run(options: argparse.Namespace, folder: Path, repeats: int) -> dict[str, l
             configs_directory=folder,
         )
     )
-    command = pytest_command(
-        options.configuration, os.path.relpath(suites), options, changes=options.set
-    )
+    command = pytest_command(options.configuration, folder, options, changes=options.set)
     now = datetime.datetime.now().astimezone()
     root = options.results or Path("results") / f"calibration-{now:%Y%m%d-%H%M%S}"
     end_in_good_order()

@@ -35,10 +35,12 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def limit_line(file: Path, kit: str, limits: Mapping[str, Any], rule: str) -> int:
+def limit_line(
+    file: Path, kit: str, limits: Mapping[str, Any], rule: str, *, section: str = "gates"
+) -> int:
     """The line of a configuration's file that sets the limit by which a kit's gate judged.
 
-    `limits` are those that held, as `gates.KIT` of the resolved configuration has them, so that a
+    `limits` are those that held, as `SECTION.KIT` of the resolved configuration has them, so that a
     line in an override that did not match, or that another override changed, is not taken. Of
     several the one is taken whose value the rule names, else the first; the first line of the file
     where none is set there, but by the kit or by `--set`.
@@ -51,7 +53,7 @@ def limit_line(file: Path, kit: str, limits: Mapping[str, Any], rule: str) -> in
     set_at: dict[tuple[str, ...], int] = {}
     for number, path, value in _settings(lines):
         key = path[2:]
-        if path[:2] == ("gates", kit) and key in held and held[key] == value:
+        if path[:2] == (section, kit) and key in held and held[key] == value:
             set_at[key] = number
     named = [at for key, at in set_at.items() if _is_named(held[key], rule)]
     return min(named or set_at.values(), default=1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from servematrix import config as configs
 from servematrix import records
 from servematrix.ci import ANNOTATED, SUMMARY, annotating, summary
 from servematrix.ci.commands import ours
@@ -85,8 +86,10 @@ class WorkflowOutputs:
         # KeyError, which is a fault of the records, for a cell that this run has not
         planned = {one.id: one for one in self._plan.cells}[cell]
         file = directory / f"{planned.config.name}.toml"
-        limits = planned.config.gates.model_dump(exclude_none=True).get(kit, {})
-        return file, annotating.limit_line(file, kit, limits, rule)
+        # a kit of a project's own has its limits among its other settings
+        section = "gates" if kit in configs.Kits.model_fields else "kits"
+        limits = getattr(planned.config, section).model_dump(exclude_none=True).get(kit, {})
+        return file, annotating.limit_line(file, kit, limits, rule, section=section)
 
 
 def _from_root(file: Path) -> str:

@@ -98,7 +98,7 @@ def _measured(options: argparse.Namespace, settings: Settings) -> Exit:
         raise ConfigError(f"--rounds {rounds}: one at least")
     options.config = options.config or _CONFIG
     options.engine = options.engine or "auto"
-    folder = configs.find_directory(Path.cwd(), options.configs)
+    folder = configs.find_directory(Path.cwd(), options.configs, shipped=True)
     sides = live.prepare(options, folder)
     now = datetime.datetime.now().astimezone()
     root = options.out or Path("results") / f"compare-{now:%Y%m%d-%H%M%S}"

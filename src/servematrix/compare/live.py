@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from servematrix import config as configs
 from servematrix import run
 from servematrix.changes import told
 from servematrix.compare import runs
@@ -48,8 +46,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[Side]:
     `folder` has the configurations, and the suites lie beside it. ConfigError or EnvironmentProblem
     for bad usage, and where one side would be simulated and the other not.
     """
-    suites = configs.suites_beside(folder)
-    prepared = [_side(name, options, folder, os.path.relpath(suites)) for name in "AB"]
+    prepared = [_side(name, options, folder) for name in "AB"]
     if prepared[0][1] != prepared[1][1]:
         raise EnvironmentProblem(
             "one side is simulated (engine reference) and the other is not; name a server that"
@@ -58,7 +55,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[Side]:
     return [side for side, _ in prepared]
 
 
-def _side(name: str, options: argparse.Namespace, folder: Path, suites: str) -> tuple[Side, bool]:
+def _side(name: str, options: argparse.Namespace, folder: Path) -> tuple[Side, bool]:
     """One side, and whether it is simulated."""
     low = name.lower()
     spec, own = getattr(options, low), getattr(options, f"{low}_set")
@@ -80,7 +77,7 @@ def _side(name: str, options: argparse.Namespace, folder: Path, suites: str) -> 
     for option in ("base_url", "api_key_env"):
         if named[option] is not None:
             more.append(f"--{option.replace('_', '-')}={named[option]}")
-    command = pytest_command(options.config, suites, chosen, changes).with_options(*more)
+    command = pytest_command(options.config, folder, chosen, changes).with_options(*more)
     shown = " ".join([spec or plan.engine.name, *(f"--set {told(change)}" for change in own)])
     return Side(name, shown, command), plan.simulated
 

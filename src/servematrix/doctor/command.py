@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from servematrix.config import ConfigError
 from servematrix.doctor import accelerators, machine, stores
 from servematrix.doctor.finding import Check, Finding, examine
 from servematrix.exit_codes import Exit
-from servematrix.hub import cache
+from servematrix.hub import cache as caches
 from servematrix.redaction import Secrets
 from servematrix.terminal import console, line, say
 
@@ -54,6 +54,8 @@ def doctor(options: argparse.Namespace) -> Exit:
 
 def checks(start: Path, named: str | None, results: Path) -> dict[str, Check]:
     """Every check by its name; `named` is the folder of configurations where one was."""
+    # which says where they are from where that is the package, and is asked twice
+    find = cache(partial(configs.find_directory, start, named, shipped=True))
     found: dict[str, Check] = {
         "Python": machine.python,
         "nox": partial(machine.nox, start),
@@ -62,22 +64,24 @@ def checks(start: Path, named: str | None, results: Path) -> dict[str, Check]:
         "use of GPUs": accelerators.users,
         "leases": accelerators.held,
         "SGLang": stores.sglang,
-        "configurations": partial(_of_configurations, start, named, stores.configurations),
+        "configurations": partial(_of_configurations, find, named, stores.configurations),
         "cache": stores.hub_cache,
-        "models": partial(_of_configurations, start, named, stores.weights),
+        "models": partial(_of_configurations, find, named, stores.weights),
         "HellaSwag": stores.hellaswag,
         "ports": machine.loopback,
         "disk for results": partial(machine.results, results),
-        "disk for models": lambda: machine.cache_space(cache.folder()),
+        "disk for models": lambda: machine.cache_space(caches.folder()),
         "shared memory": machine.shared_memory,
         "leftovers": machine.leftovers,
     }
     return found
 
 
-def _of_configurations(start: Path, named: str | None, check: Callable[[Path], Finding]) -> Finding:
+def _of_configurations(
+    find: Callable[[], Path], named: str | None, check: Callable[[Path], Finding]
+) -> Finding:
     try:
-        folder = configs.find_directory(start, named)
+        folder = find()
     except ConfigError as problem:
         if named is not None:
             return Finding("problem", str(problem), "name the folder that has them")

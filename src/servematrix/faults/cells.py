@@ -47,7 +47,10 @@ def write(
 
 def _base(source: Path, name: str, changes: Sequence[str]) -> dict[str, Any]:
     config = configs.resolve(configs.load(source, name), {}, _ENGINE, changes)
-    return config.model_dump(exclude_none=True, exclude_unset=True, exclude={"name"})
+    found = config.model_dump(exclude_none=True, exclude_unset=True, exclude={"name"})
+    # kits of a project's own are not beside the configurations that are written
+    kept = {kit: keys for kit, keys in found.get("kits", {}).items() if kit in KITS}
+    return found | {"kits": kept}
 
 
 def _share(healthy: int, of_ten: int) -> int:

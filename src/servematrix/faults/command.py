@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from servematrix.gates.proportions import ALPHA
 from servematrix.gates.throughput import FEWEST_RUNS
 from servematrix.interrupts import end_in_good_order
 from servematrix.records import RecordsError
+from servematrix.running import pytest_line
 from servematrix.terminal import say
 from servematrix.validation.running import Command, guarded_run
 
@@ -87,8 +87,8 @@ def _run(
 
     KeyboardInterrupt where a person interrupted it.
     """
-    source = configs.find_directory(Path.cwd(), options.configs)
-    suites = configs.suites_beside(source)
+    source = configs.find_directory(Path.cwd(), options.configs, shipped=True)
+    line = pytest_line(source)
     now = datetime.datetime.now().astimezone()
     root = options.out or Path("results") / f"faults-{now:%Y%m%d-%H%M%S}"
     if root.exists():
@@ -98,15 +98,7 @@ def _run(
     folder = root / "configs"
     cells.write(folder, all_known, chosen, source, quick=options.quick, healthy=healthy)
     end_in_good_order()
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        os.path.relpath(suites),
-        "--no-report",
-        "--configs",
-        str(folder),
-    ]
+    command = [*line, "--no-report", "--configs", str(folder)]
     command += ["--engine", "reference", "--start-deadline", str(_START_SECONDS)]
     for fault in chosen:
         if fault.baseline:

@@ -29,7 +29,7 @@ def judge(
     The accept length is that of one request: `completion_tokens` over `verify_passes`
     (`spec_verify_ct`). `reported` is what the server says of the same request. `algorithm` is the
     configured one, None where speculation is off; then the rule does not apply, or it fails where
-    speculation is `required`.
+    speculation is `required`. The published `threshold` is 1.8.
     """
     rule = f"accept length of this request > {threshold:g} tokens a verifying pass"
     if algorithm is None and verify_passes is None:

@@ -112,7 +112,11 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One part, such as all sequences decoded at one concurrency, in numbers as in `Limits`."""
+    """One part, such as all sequences decoded at one concurrency, in numbers as in `Limits`.
+
+    `tokens` is their count, `largest` the largest |decode - prefill| of one token (nats),
+    `worst_name` the sequence that `worst_sequence` is the mean of.
+    """
 
     tokens: int
     mean: float

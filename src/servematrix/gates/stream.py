@@ -15,7 +15,10 @@ _DONE = b"[DONE]"
 
 @dataclass(frozen=True)
 class Framed:
-    """Server-sent events taken apart: the texts of the events, and the first fault if any."""
+    """Server-sent events taken apart: the texts of the events, and the first fault if any.
+
+    Texts are those before the fault; `fault` is a clause for a reason, None where all is right.
+    """
 
     texts: tuple[str, ...]
     fault: str | None

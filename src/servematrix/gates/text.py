@@ -50,7 +50,10 @@ def contains(text: str, expected: str) -> Verdict:
 
 
 def readable(text: str) -> Verdict:
-    """Demand that more than 0.85 of the characters be printable ASCII, newline or tab."""
+    """Demand that more than `PRINTABLE_SHARE` of the characters be printable ASCII.
+
+    Newline and tab count as such; an empty answer fails.
+    """
     rule = f"printable-ASCII share > {PRINTABLE_SHARE}"
     if not text:
         return Verdict("fail", rule, f"the answer is empty; {_ADVICE}")
@@ -93,7 +96,7 @@ def unrepetitive(text: str) -> Verdict:
 
 
 def same(first: str, second: str) -> Verdict:
-    """Demand that two greedy answers agree up to the first newline, and that there is one."""
+    """Demand that two greedy answers have the same first line, and that neither is empty."""
     rule = "two greedy answers agree up to the first newline"
     one, two = first_line(first), first_line(second)
     if not one or not two:

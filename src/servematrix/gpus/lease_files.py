@@ -6,7 +6,6 @@ put in its place: links and pipes are not followed, and no more is read than an 
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -158,12 +157,3 @@ def boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-@cache
-def user() -> str:
-    """The name of this process's user."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
+from servematrix import user
 from servematrix.engines.base import EnvironmentProblem, MachineFailed, Say
 from servematrix.gpus import freedom
 from servematrix.gpus import lease_files as files
@@ -186,7 +187,7 @@ class _Taking:
                 "uuid": gpu.uuid,
                 "holder": self.holder,
                 "pid": os.getpid(),
-                "user": files.user(),
+                "user": user.name(),
                 "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 "free": levels[gpu.uuid],
                 "clean": False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from servematrix import outside
+from servematrix import outside, user
 from servematrix.engines.base import EnvironmentProblem, Say
 from servematrix.engines.guard import for_server, guarded
 from servematrix.engines.log import last_lines
@@ -122,8 +121,8 @@ def _alone(wanted: Repository, cache: Path, say: Say, seconds: float) -> Iterato
         ) from error
     try:
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with suppress(OSError, KeyError):
-            who = f"process {os.getpid()} of {getpass.getuser()} on {socket.gethostname()}"
+        with suppress(OSError):
+            who = f"process {os.getpid()} of {user.name()} on {socket.gethostname()}"
             holder.write_text(f"{who} since {since}")
         yield work
     finally:

@@ -53,16 +53,19 @@ class NotApplicable(unittest.SkipTest):
 
 
 class Reporter(Protocol):
-    """Where measurements and verdicts go; the plugin sets one that writes records."""
+    """Where measurements and verdicts go; the plugin sets one that writes records.
+
+    Any object with these methods will do. What they raise ends the test that reported.
+    """
 
     def measurement(self, kit: str, name: str, value: Number, unit: str) -> None:
-        """Record one number."""
+        """Record one value of a kit; `unit` in words, such as `tokens/s`, empty without one."""
 
     def attachment(self, kit: str, name: str, payload: object) -> None:
-        """Keep a JSON-able payload as a file beside the records."""
+        """Keep a JSON-able payload of a kit, as a file `name` beside the records."""
 
     def verdict(self, kit: str, test: str, verdict: Verdict) -> None:
-        """Record the verdict of a test."""
+        """Record the verdict of a kit's test; called once a test, also where it is no pass."""
 
 
 class Progress(Protocol):
@@ -78,6 +81,10 @@ class Progress(Protocol):
 class Kit:
     """Base of every mixin. The user sets `base_url`, and the rest where it is needed.
 
+    `base_url` is the server's `http://HOST:PORT`, without a path. `served_model_name` is what
+    OpenAI's routes are asked for, `api_key` what the server wants as a bearer token; without a
+    `reporter` verdicts are printed and raised only. `kit` is the kit's name in records.
+
     A class may mix several kits: what is reported from within a test belongs to the kit that
     defines the test.
     """
@@ -91,26 +98,32 @@ class Kit:
 
     _kit_running: tuple[str, str] | None = None
     _kit_client: Client | None = None
+    _kit_client_for: tuple[str, str | None] | None = None
     _kit_secrets: Secrets | None = None
     _kit_tell: Callable[[str], object] = staticmethod(print)
 
     @property
     def client(self) -> Client:
-        """The client for `base_url`; one is kept as long as the address and key stay."""
+        """The client for `base_url`; one is kept as long as the address and key stay.
+
+        Raises `ClientError` where `base_url` is not set.
+        """
         address = getattr(self, "base_url", None)
         if not isinstance(address, str):
             raise ClientError("base_url is not set; set it to the server's http://HOST:PORT")
-        if self._kit_client is None:
+        wanted = (address, self.api_key)
+        if self._kit_client is None or self._kit_client_for not in (None, wanted):
             self._kit_client = Client(address, api_key=self.api_key)
+            self._kit_client_for = wanted
         return self._kit_client
 
     def measure(self, name: str, value: Number, unit: str) -> None:
-        """Report one measured value."""
+        """Report one measured value; `unit` in words, such as `tokens/s`, empty without one."""
         if self.reporter is not None:
             self.reporter.measurement(self._kit_test()[0], name, value, unit)
 
     def attach(self, name: str, payload: object) -> None:
-        """Report a JSON-able payload that is too large for a measurement."""
+        """Report a JSON-able payload that is too large for a measurement, such as a trace."""
         if self.reporter is not None:
             self.reporter.attachment(self._kit_test()[0], name, payload)
 

@@ -28,6 +28,8 @@ class HellaswagMixin(Kit):
     The first `hellaswag_num_questions` items are asked; the `hellaswag_num_shots` after them stand
     solved before each question, so no example is ever asked. `hellaswag_path` is a local file;
     `hellaswag_packaged` takes the project's own small set; else the hub's data set is used.
+    Accuracies are fractions; 0.60 is the published floor. The timeout, in seconds, ends every
+    request, of which `hellaswag_parallel` run at a time with `hellaswag_batch_items` items each.
     """
 
     kit: ClassVar[str] = _KIT

@@ -70,7 +70,7 @@ def _expected(options: argparse.Namespace, part: Part) -> list[str]:
     if not options.expect:
         return []
     engine = part.header["engine"]
-    folder = configs.find_directory(Path.cwd(), options.configs)
+    folder = configs.find_directory(Path.cwd(), options.configs, shipped=True)
     expected = []
     for cell in matrix.for_engine(folder, matrix.select(folder, options.expect), engine):
         why = run.misfit(configs.resolve(cell.config, cell.axis, Place(engine)), engine)

@@ -62,7 +62,7 @@ def _settings(options: argparse.Namespace) -> Settings:
             if getattr(options, name):
                 raise ConfigError(f"--{name} is about a configuration: name it with --config NAME")
         return Settings()
-    folder = configs.find_directory(Path.cwd(), options.configs)
+    folder = configs.find_directory(Path.cwd(), options.configs, shipped=True)
     return Settings.of(folder, options.config, options.engine or _ENGINE, options.set)
 
 

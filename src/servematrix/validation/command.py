@@ -47,7 +47,7 @@ def validate(options: argparse.Namespace) -> Exit:
         return _print(_kept(options), options, options.kept)
     known = servers.load()
     chosen = servers.select(known, options.servers)
-    folder = configs.find_directory(Path.cwd(), options.configs)
+    folder = configs.find_directory(Path.cwd(), options.configs, shipped=True)
     prepared = running.prepare(chosen, servers.paths(options.path, known), options, folder)
     now = datetime.datetime.now().astimezone()
     root = options.out or Path("results") / f"validation-{now:%Y%m%d-%H%M%S}"

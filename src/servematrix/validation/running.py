@@ -6,7 +6,6 @@ import argparse
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from servematrix.engines.guard import guarded
 from servematrix.engines.log import last_lines
 from servematrix.interrupts import end_in_good_order
 from servematrix.records import RecordsError
+from servematrix.running import pytest_line
 from servematrix.validation import kept
 from servematrix.validation.kept import NotRun, Row
 from servematrix.validation.servers import KnownServer, Models, NoPathError, models
@@ -28,7 +28,7 @@ from servematrix.validation.servers import KnownServer, Models, NoPathError, mod
 OUTPUT = "output.txt"
 END_SECONDS = 60.0
 """What an interrupted run gets to stop its server, see the GPU free and write its last line."""
-_PASSED_ON = ("engine", "server_python", "sglang", "gpus", "start_deadline", "hellaswag", "configs")
+_PASSED_ON = ("engine", "server_python", "sglang", "gpus", "start_deadline", "hellaswag")
 """Options of a command that makes runs which each run is given as they are."""
 _PASSED_AS = "SERVEMATRIX_SECRET_"
 """Begins the name of a variable through which a run is given a secret."""
@@ -67,12 +67,12 @@ def prepare(
     `folder` has the configurations, and the suites lie beside it. ConfigError or EnvironmentProblem
     for bad usage; where only some servers do not fit this machine, they are prepared as not run.
     """
-    suites = configs.suites_beside(folder)
+    configs.suites_beside(folder)
     prepared: list[Prepared] = []
     misfits: list[EnvironmentProblem] = []
     for server in servers:
         try:
-            prepared.append(_prepare(server, paths, options, folder, os.path.relpath(suites)))
+            prepared.append(_prepare(server, paths, options, folder))
         except NoPathError as problem:
             not_run = NotRun(state="not run", reason=str(problem))
             prepared.append(Prepared(server, not_run=not_run))
@@ -90,7 +90,6 @@ def _prepare(
     paths: Mapping[str, str],
     options: argparse.Namespace,
     folder: Path,
-    suites: str,
 ) -> Prepared:
     changes = [*server.set, *options.set]
     plan = run.plan(
@@ -108,19 +107,9 @@ def _prepare(
         reason = f"engine {plan.engine.name} cannot show it: {server.engines_reason}"
         return Prepared(server, not_run=NotRun(state="left out", reason=reason))
     chosen = models(server, plan.cells[0].config.model, paths)
-    return Prepared(server, _command(server, chosen, changes, options, suites))
-
-
-def _command(
-    server: KnownServer,
-    chosen: Models,
-    changes: Sequence[str],
-    options: argparse.Namespace,
-    suites: str,
-) -> Command:
+    command = pytest_command(server.config, folder, options, changes, chosen)
     # a server of known state is judged as itself, not by what another one showed
-    command = pytest_command(server.config, suites, options, changes, chosen)
-    return command.with_options("--no-baseline")
+    return Prepared(server, command.with_options("--no-baseline"))
 
 
 def add_run_options(
@@ -145,13 +134,14 @@ def add_run_options(
 
 def pytest_command(
     configuration: str,
-    suites: str,
+    folder: Path,
     options: argparse.Namespace,
     changes: Sequence[str],
     chosen: Models | None = None,
 ) -> Command:
     """The command of one run of a configuration, with the options of a command that makes runs.
 
+    `folder` has the configurations, and the suites lie beside it; ConfigError where they do not.
     `chosen` are the models where `options` does not name them itself.
     """
     named = {name: getattr(options, name) for name in _PASSED_ON}
@@ -159,7 +149,7 @@ def pytest_command(
         chosen = Models(options.model, options.draft_model)
     named |= {"model": chosen.model, "draft_model": chosen.draft}
     # with `=` no value is taken for another option
-    line = [sys.executable, "-m", "pytest", suites, f"--config={configuration}"]
+    line = [*pytest_line(folder), f"--configs={folder}", f"--config={configuration}"]
     for name, value in named.items():
         if value is not None:
             line.append(f"--{name.replace('_', '-')}={value}")
