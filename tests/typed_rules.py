@@ -197,7 +197,7 @@ PARSED: Mapping[str, str] = {
     r"ray start --head --port 6379": "leaves a daemon behind; tests/test_ray.py starts a Ray",
     r"nox -s matrix -- --executor ray .*": "tests/test_ray.py starts a Ray, which takes long",
     r"nox -s tests": "this is one of them",
-    r"nox -s tests lint typecheck": "CI runs it",
+    r"nox -s tests lint typecheck docs": "CI runs it",
     r"\.ci/run": "CI runs it",
     r"nox -s mutants.*": "takes an hour",
     r"nox -s faults": "takes minutes; tests/faults runs parts of it",
