@@ -25,6 +25,9 @@ html_theme = "furo"
 html_title = "Servematrix"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 # as the pages have it: '...' is not one character, and -- not another
 smartquotes = False
 

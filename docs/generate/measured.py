@@ -52,9 +52,19 @@ def rules() -> str:
     found: dict[str, tuple[str, ...]] = {}
     for asked in ((*own, *drafting), (again, "--baseline", items)):
         for one in _judged(*map(str, asked)):
-            told = [f"{one[name]:.2g}" if one[name] else "" for name in ("alpha", "power")]
-            found.setdefault(one["gate"], (code(one["gate"]), plain(one["rule"]), *told))
+            row = (
+                code(one["gate"]),
+                plain(one["rule"]),
+                _share(one["alpha"]),
+                _share(one["power"]),
+            )
+            found.setdefault(one["gate"], row)
     return table(("gate", "rule", "alpha", "power"), found.values())
+
+
+def _share(chance: float | None) -> str:
+    """A chance in percent; nothing where it is not known."""
+    return "" if chance is None else f"{100 * chance:.2g} %"
 
 
 def _judged(*arguments: str) -> list[dict[str, Any]]:
