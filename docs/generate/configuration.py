@@ -26,6 +26,8 @@ _BOUNDS = (
 )
 _MIXINS = {mixin.kit: mixin for mixin in kits.MIXINS}
 _COLUMNS = ("key", "type", "default", "meaning")
+_LONGEST = 40
+"""Characters of a default that are shown; a table has room for no more."""
 Row = tuple[str, str, str, str]
 
 
@@ -85,7 +87,8 @@ def shown(value: Any) -> str:
         return ""
     if isinstance(value, Mapping):
         return code("{ " + ", ".join(f"{key} = {one}" for key, one in value.items()) + " }")
-    return code(json.dumps(list(value) if isinstance(value, tuple) else value))
+    text = json.dumps(list(value) if isinstance(value, tuple) else value)
+    return code(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
 
 
 def kind(annotation: Any, field: FieldInfo | None = None) -> str:
