@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs.generate import filled  # noqa: E402
+from docs.generate import Undescribed, filled  # noqa: E402
 
 from servematrix import __version__  # noqa: E402
 
@@ -30,11 +31,16 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 # as the pages have it: '...' is not one character, and -- not another
 smartquotes = False
+_log = logging.getLogger(__name__)
 
 
 def _fill(app: Sphinx, page: str, source: list[str]) -> None:
     """Put the tables that are made from the code into a page, before it is read."""
-    source[0] = filled(source[0])
+    try:
+        source[0] = filled(source[0])
+    except (Undescribed, KeyError) as problem:
+        # an error, by -W, and told in one line
+        _log.warning("%s", problem.args[0], location=page)
 
 
 def setup(app: Sphinx) -> None:

@@ -32,4 +32,10 @@ _WANTED = re.compile(r"<!-- generated: ([a-z-]+) -->")
 
 def filled(page: str) -> str:
     """A page with its tables in it; KeyError names a table that there is none of."""
-    return _WANTED.sub(lambda found: TABLES[found[1]](), page)
+    return _WANTED.sub(lambda found: _table(found[1]), page)
+
+
+def _table(name: str) -> str:
+    if name not in TABLES:
+        raise KeyError(f"there is no table {name!r} to generate, but {', '.join(TABLES)}")
+    return TABLES[name]()
