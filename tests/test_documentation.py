@@ -12,7 +12,8 @@ import pytest
 
 import typed_rules
 from fake_hub import FakeHub
-from handbook import ROOT, Command, Place, commands, fences, pages, serving, unknown, wordings
+from handbook import ROOT, Command, commands, fences, pages, unknown, wordings
+from place import Place, serving
 from typed_rules import PARSED, RULES, Rule
 
 COMMANDS = [one for page in pages() for one in commands(page)]
@@ -108,7 +109,10 @@ def test_what_is_wrong_is_seen(text: str, problem: str) -> None:
 
 def built(docs: Path, site: Path) -> subprocess.CompletedProcess[str]:
     """As `nox -s docs` does."""
-    command = [sys.executable, "-m", "sphinx", "-EnW", "--keep-going", "-q", str(docs), str(site)]
+    options = ("-EnW", "--keep-going", "-q")
+    told = ", ".join(f'"{one}"' for one in ("sphinx", *options))
+    assert f"in_harness(session, {told}, " in (ROOT / "noxfile.py").read_text()
+    command = [sys.executable, "-m", "sphinx", *options, str(docs), str(site)]
     return subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

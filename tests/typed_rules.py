@@ -1,6 +1,6 @@
 """How each command of the documentation is tried: one rule for each, found by its text.
 
-A command is typed as it stands, in the place of `handbook`. What would take long there is made
+A command is typed as it stands, in the place of `place.py`. What would take long there is made
 small from outside, by PYTEST_ADDOPTS: the command is the same, and runs fewer tests. What cannot be
 tried like that is in `PARSED`, each with its reason; its sessions, commands and options must exist.
 """
