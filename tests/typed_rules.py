@@ -43,7 +43,6 @@ class Rule:
 
 STAGE_A = re.escape("nox -s stage_a")
 PASSES = r"exit 0 \(all verdicts pass\)"
-WITH_CARD = "nox -s stage_a -- --engine sglang --server-python ~/sglang/.venv/bin/python --gpus 1"
 CARDS = re.escape("--engine sglang --server-python ~/sglang/.venv/bin/python")
 TWO_BASELINES = {
     "20261123-025832-baseline-8cac": "llama8b",
@@ -64,13 +63,6 @@ RULES = (
         only="occupancy",
     ),
     Rule(STAGE_A + f" -- {CARDS} --gpus 1", PASSES + ".*engine sglang.*H100", gpus=True),
-    Rule(
-        STAGE_A + f" -- {CARDS} --gpus 1 --resume latest",
-        "2 pass.*engine sglang.*H100",
-        gpus=True,
-        cut=True,
-        before=WITH_CARD,
-    ),
     Rule(
         STAGE_A + " -- --engine sglang --sglang 0.5.16 --model ~/models/llama-3.1-8b",
         PASSES + ".*engine sglang.*--sglang 0.5.16 was given",
