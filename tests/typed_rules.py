@@ -193,11 +193,7 @@ PARSED: Mapping[str, str] = {
     r"nox -s stage_a -- --engine sglang-cpu": "installs PyTorch: benchmarks, docs/validation.md",
     r"servematrix validate --engine sglang .*": "starts nine servers: tests/test_validation.py",
     r"servematrix calibrate smollm2 --repeats 5 --gpus 0": "as the one on `reference`, and longer",
-    r"servematrix calibrate smollm2 --from results/2026\* .*": "as the one in how-to/calibrate.md",
     r"servematrix compare --a sglang==0\.5\.16 .*": "starts eight servers: tests/test_compare.py",
-    r"servematrix compare --b-set arguments\.disable-overlap-schedule=true --config smollm2": (
-        "as the one in how-to/compare.md"
-    ),
 }
 """Commands that are not typed, by a regular expression, and why."""
 
