@@ -187,7 +187,7 @@ PARSED: Mapping[str, str] = {
     r"nox -s tests": "this is one of them",
     r"nox -s tests lint typecheck docs": "CI runs it",
     r"\.ci/run": "CI runs it",
-    r"nox -s mutants.*": "takes an hour",
+    r"nox -s mutants.*": "takes long, and is not in CI either",
     r"nox -s faults": "takes minutes; tests/faults runs parts of it",
     r"servematrix faults --matrix RUN --(json|markdown)": "wants a run of all faults: tests/faults",
     r"nox -s stage_a -- --engine sglang-cpu": "installs PyTorch: benchmarks, docs/validation.md",
