@@ -33,7 +33,7 @@ def harness(session: nox.Session) -> None:
     stamp = Path(session.virtualenv.location, "harness.stamp")
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "dev"))
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "dev", "docs"))
     stamp.write_text(wanted)
 
 
@@ -142,6 +142,13 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Types, strictly."""
     in_harness(session, "mypy")
+
+
+@nox.session(venv_backend="none", requires=["harness"])
+def docs(session: nox.Session) -> None:
+    """The documentation, as pages in `site/`; a warning, such as a dead link, is an error."""
+    in_harness(session, "sphinx", "-EnW", "--keep-going", "-q", "docs", "site", *session.posargs)
+    session.log("open site/index.html")
 
 
 @nox.session(venv_backend="none", requires=["harness"])

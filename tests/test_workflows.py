@@ -14,7 +14,8 @@ import pytest
 import yaml
 from nox import registry
 
-from servematrix import cli, plugin
+from servematrix import cli
+from servematrix.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
@@ -61,7 +62,7 @@ def unknown(script: str, sessions: set[str], commands: dict[str, set[str]]) -> l
     found = []
     for called, options in re.findall(r"nox -s ([\w ]+?) *(?:-- ([^\n]*))?(?:\n|$)", text):
         found += [one for one in called.split() if one not in sessions]
-        known = {name for name, _ in plugin._OPTIONS}
+        known = {name for name, _ in OPTIONS}
         found += [one for one in re.findall(r"--[a-z][a-z-]*", options) if one not in known]
     for called, options in re.findall(r"(?m)(?:^|[\s(])servematrix (\w+)([^\n]*)", text):
         if called not in commands:

@@ -28,6 +28,7 @@ from servematrix.exit_codes import Exit
 from servematrix.faults import command as faulting
 from servematrix.history import command as remembering
 from servematrix.merge import command as merging
+from servematrix.options import OPTIONS
 from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay import command as replaying
@@ -90,7 +91,13 @@ def _parser() -> argparse.ArgumentParser:
         "plan", help="cells, command lines and environment of a run, without starting anything"
     )
     planning.set_defaults(command=_plan)
-    planning.add_argument("selections", nargs="*", default=["all"], metavar="NAME")
+    planning.add_argument(
+        "selections",
+        nargs="*",
+        default=["all"],
+        metavar="NAME",
+        help="configurations, or cells such as 'cuda_graph(max_bs=8)' (all)",
+    )
     planning.add_argument("--engine", choices=choice.NAMES, default="auto")
     planning.add_argument("--server-python", metavar="PATH")
     planning.add_argument("--sglang", metavar="VERSION")
@@ -155,7 +162,17 @@ def _parser() -> argparse.ArgumentParser:
     for command in (listing, planning, validating, replay, comparison, faulty, merged, examining):
         command.add_argument("--configs", metavar="DIR", help="the nearest configs/")
         command.add_argument("--json", action="store_true", help="for programs")
+    for command in commands.choices.values():
+        _explain(command)
     return parser
+
+
+def _explain(command: argparse.ArgumentParser) -> None:
+    """Let an option without a word of its own say what it says in a run."""
+    known = {name: settings["help"] for name, settings in OPTIONS}
+    for action in command._actions:
+        if action.help is None and action.option_strings:
+            action.help = known.get(action.option_strings[0])
 
 
 def _list(options: argparse.Namespace) -> Exit:

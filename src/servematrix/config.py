@@ -82,9 +82,13 @@ class Requires(_Table):
     """
 
     gpus: int = Field(default=1, ge=0)
+    """GPUs that one server uses; 0 for engines that serve without a GPU."""
     memory_gib: float | None = Field(default=None, gt=0)
+    """Least memory of each GPU, in GiB."""
     compute_capability: str | None = Field(default=None, pattern=r"^(>=)?\d+\.\d+$")
+    """Compute capability: `"12.0"` exactly, `">=8.0"` at least."""
     accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Ray's name of the GPU, such as `"H100"`: on which nodes `--executor ray` runs it."""
 
     @model_validator(mode="after")
     def _nothing_of_no_gpu(self) -> Requires:
@@ -99,7 +103,9 @@ class Model(_Table):
     """What is served: a hub id or a folder, and the draft model where speculation has one."""
 
     path: str = Field(min_length=1)
+    """What is served: a hub id or a folder."""
     draft: str | None = Field(default=None, min_length=1)
+    """The draft model, where speculation has one."""
 
 
 class _ModelPatch(_Table):
@@ -136,11 +142,17 @@ class ConsistencyLimits(_Table):
     """Limits of one dtype: nats, `top1` a share; those left out are `gates.consistency.LIMITS`."""
 
     relative: float | None = Field(default=None, gt=0)
+    """Most Σ|Δ| / Σ(1 - p): difference divided by the doubt that there was."""
     mean: float | None = Field(default=None, gt=0)
+    """Most mean |Δ| a token, in nats."""
     p99: float | None = Field(default=None, gt=0)
+    """Most |Δ| of 99 % of the tokens, in nats."""
     worst_sequence: float | None = Field(default=None, gt=0)
+    """Most mean |Δ| of any one sequence, in nats."""
     largest_gap: float | None = Field(default=None, gt=0)
+    """Most nats by which a decoded token may lie below prefill's likeliest."""
     top1: float | None = Field(default=None, ge=0, le=1)
+    """Least share of tokens that are prefill's likeliest."""
 
 
 class DecodeConsistencyGate(_Table):
@@ -259,34 +271,59 @@ class Override(_Table):
     """A change that holds where everything under `when` matches."""
 
     when: dict[str, Scalar] = Field(min_length=1)
+    """What must hold: `vendor`, `gpu_name` (a pattern), `compute_capability`, `engine`, or the
+    axis."""
     description: str | None = None
+    """Takes the place of `description`."""
     estimated_seconds: int | None = Field(default=None, gt=0)
+    """Takes the place of `estimated_seconds`."""
     suites: list[str] | None = Field(default=None, min_length=1)
+    """Takes the place of `suites`."""
     requires: Requires | None = None
+    """Merged into `requires`."""
     model: _ModelPatch | None = None
+    """Merged into `model`."""
     arguments: dict[Flag, Scalar] = {}
+    """Merged into `arguments`; `false` takes a flag away."""
     environment: dict[Variable, str] = {}
+    """Merged into `environment`."""
     gates: Gates | None = None
+    """Merged into `gates`."""
     kits: Kits | None = None
+    """Merged into `kits`."""
 
 
 class Configuration(_Table):
     """One configuration as its file states it."""
 
     name: str
+    """The file's name without `.toml`; it is no key of the file."""
     description: str = Field(min_length=1)
+    """One line for people: what this configuration is."""
     stage: str = Field(min_length=1)
+    """When it runs, such as `a` for every change; a label for people and plans."""
     estimated_seconds: int = Field(gt=0)
+    """About how long a cell takes, where no duration is recorded."""
     suites: list[str] = Field(min_length=1)
+    """Suites that it meets: `basic_sanity` is `suites/test_basic_sanity.py`."""
     instead: dict[str, str] = {}
+    """Which configuration runs in its place on an engine, by the engine's name."""
     requires: Requires = Requires()
+    """What it needs of the machine."""
     model: Model
+    """What is served."""
     arguments: dict[Flag, Scalar] = {}
+    """SGLang's flags without the dashes; `true` is a bare flag, `false` leaves it out."""
     environment: dict[Variable, str] = {}
+    """Variables of the server."""
     axis: dict[str, list[Scalar]] = Field(default={}, max_length=1)
+    """One cell for each value; `"{NAME}"` in arguments, environment and suites is filled in."""
     gates: Gates = Gates()
+    """Limits by kit: key `K` of `gates.KIT` becomes the kit's attribute `KIT_K`."""
     kits: Kits = Kits()
+    """How kits measure: key `K` of `kits.KIT` becomes the kit's attribute `KIT_K`."""
     overrides: list[Override] = []
+    """Changes where all of `when` matches."""
 
     @field_validator("axis")
     @classmethod

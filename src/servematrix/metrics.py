@@ -26,22 +26,24 @@ GRAPH_GAUGE = "sglang:is_cuda_graph"
 _REQUESTS = "sglang:num_requests_total"
 OLD_FORWARD = "sglang:gpu_execution_seconds_total"
 """The forward times' name up to 0.5.10, which has no occupancy gauge; 0.5.12 has the new name."""
-_WANTED = tuple(
-    name + end
-    for name in (
-        _OCCUPANCY,
-        _RUNNING,
-        _QUEUED,
-        _THROUGHPUT,
-        _ACCEPT,
-        _FORWARD,
-        _GRAPHS,
-        GRAPH_GAUGE,
-        _REQUESTS,
-        OLD_FORWARD,
-    )
-    for end in ("{", " ")
-)
+DESCRIBED: Mapping[str, tuple[str, str]] = {
+    _OCCUPANCY: (
+        "percent",
+        "share of wall time that forward passes took, over the last 40 batches or so; a gauge that"
+        " keeps its value when a request ends, and NaN while there is none",
+    ),
+    _RUNNING: ("requests", "running now; more than ours means that the server is not ours alone"),
+    _QUEUED: ("requests", "waiting now; more than none means that the server is not ours alone"),
+    _THROUGHPUT: ("tokens/s", "decoded over the last batches, by the server's own account"),
+    _ACCEPT: ("tokens/pass", "accept length of the last batches, where the server speculates"),
+    _FORWARD: ("seconds", "spent in forward passes, by category: a second opinion on occupancy"),
+    _GRAPHS: ("passes", "forward passes by mode, with a CUDA graph and without"),
+    GRAPH_GAUGE: ("0 or 1", "whether the last pass had a CUDA graph; seen, not used"),
+    _REQUESTS: ("requests", "finished; it shows whether another request came between"),
+    OLD_FORWARD: ("seconds", "the forward times' name up to SGLang 0.5.10; seen, not used"),
+}
+"""Unit and meaning of every metric that is looked at; no line of another reaches the parser."""
+_WANTED = tuple(name + end for name in DESCRIBED for end in ("{", " "))
 _GAUGES = {
     _OCCUPANCY: "fwd_occupancy",
     _RUNNING: "num_running_reqs",

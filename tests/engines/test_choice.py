@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from servematrix import plugin
 from servematrix.engines import choice, environments
 from servematrix.engines.base import EnvironmentProblem
 from servematrix.engines.environments import NoSglangError
 from servematrix.engines.sglang import SglangEngine
 from servematrix.gpus import Gpu
+from servematrix.options import OPTIONS
 
 GPU = Gpu(0, "GPU-0", "a card", "nvidia", 2**36, 2**36, (9, 0), "580", 0)
 NOTHING: dict[str, Any] = {
@@ -107,7 +107,7 @@ def test_the_cpu_with_a_named_python(
 
 
 def test_the_options_of_pytest_and_of_the_command_are_the_same() -> None:
-    settings = dict(plugin._OPTIONS)
+    settings = dict(OPTIONS)
     assert settings["--engine"]["choices"] == choice.NAMES
 
 

@@ -20,6 +20,7 @@ class BasicAPIContractMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     api_contract_timeout: float = 60.0
+    """Seconds that one request may take."""
 
     @concludes(_KIT, beside_others=True)
     def test_health(self) -> Verdict:

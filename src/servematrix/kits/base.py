@@ -91,10 +91,15 @@ class Kit:
 
     kit: ClassVar[str]
     base_url: str
+    """Where the server answers, such as `http://127.0.0.1:30000`."""
     served_model_name: str = "default"
+    """The model's name in requests to `/v1`."""
     api_key: str | None = None
+    """The server's key; it is in no message and no record."""
     reporter: Reporter | None = None
+    """Where measurements and verdicts go; None prints them."""
     progress: Progress | None = None
+    """Where progress goes; None shows none."""
 
     _kit_running: tuple[str, str] | None = None
     _kit_client: Client | None = None

@@ -34,9 +34,14 @@ class CudaGraphMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     cuda_graph_expected: Expected | None = None
+    """Whether graphs must run (`on`) or must not (`off`); None believes the server's own
+    account."""
     cuda_graph_required: bool = False
+    """Whether it is an error that passes cannot be counted; set it where metrics are configured."""
     cuda_graph_tokens: int = 96
+    """Tokens of each request."""
     cuda_graph_timeout: float = 120.0
+    """Seconds that one request may take."""
 
     @concludes(_KIT)
     def test_cuda_graph_passes(self) -> Verdict:

@@ -82,13 +82,21 @@ class DecodeConsistencyMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     decode_consistency_prompts: Mapping[str, int] = {"1": 8, "4": 24, "16": 16}
+    """How many prompts are decoded at which concurrency."""
     decode_consistency_tokens: int = 192
+    """Tokens that each prompt is decoded by."""
     decode_consistency_cache_tokens: int = 48
+    """Tokens of each answer behind a shared prefix."""
     decode_consistency_auto_dtype: str = "bfloat16"
+    """What dtype `auto` means for this model."""
     decode_consistency_bfloat16: Mapping[str, float] = {}
+    """Limits to change where the server computes in bfloat16, by name."""
     decode_consistency_float16: Mapping[str, float] = {}
+    """Limits to change where the server computes in float16, by name."""
     decode_consistency_float32: Mapping[str, float] = {}
+    """Limits to change where the server computes in float32, by name."""
     decode_consistency_timeout: float = 120.0
+    """Seconds that one request may take."""
 
     @concludes(_KIT)
     def test_decode_matches_prefill(self) -> Verdict:

@@ -63,9 +63,13 @@ class BasicDecodeCorrectnessMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     decode_correctness_probes: Sequence[str] = tuple(PROBES)
+    """Probes that the model can answer; the others are not applicable."""
     decode_correctness_timeout: float = 120.0
+    """Seconds that one request may take."""
     sanity_max_new_tokens_short: int = 64
+    """Most tokens of a short answer."""
     sanity_max_new_tokens_long: int = 128
+    """Most tokens of a long answer."""
 
     @concludes(_KIT, beside_others=True)
     @_probe

@@ -106,23 +106,37 @@ class FwdOccupancyMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     fwd_occupancy_threshold: float = 95.0
+    """Occupancy, in percent, that the median of a good block of windows is above."""
     fwd_occupancy_min_samples: int = 5
+    """Fewest fresh windows that a verdict may rest on."""
     fwd_occupancy_scrape_interval: float = 0.05
+    """Longest time between two reads of `/metrics`, in seconds."""
     fwd_occupancy_acc_length_threshold: float = 1.8
+    """Least accept length, in tokens a verifying pass, where the server speculates."""
     fwd_occupancy_warmup_max_new_tokens: int = 64
+    """Tokens of the request that warms the server up and is not judged."""
     fwd_occupancy_max_new_tokens: int = 2048
+    """Most tokens of the long request; it ends earlier once it is clear."""
     fwd_occupancy_stream_max_new_tokens: int = 256
+    """Tokens of the streamed request that latency between tokens is read from."""
     fwd_occupancy_prompt: str = (
         "Human: Write a small web service with FastAPI and explain each part.\n\nAssistant:"
     )
+    """What the long request asks."""
     fwd_occupancy_rank_reduction: Reduction = "min"
+    """Which rank decides where several work on one request: that of the lowest median (`min`) or of
+    the highest (`max`)."""
     fwd_occupancy_counter_tolerance: float = occupancy.COUNTER_TOLERANCE
+    """Points by which gauge and forward-time counter may differ."""
     fwd_occupancy_startup_seconds: float = occupancy.STARTUP_SECONDS
+    """First seconds of the request that no failure may rest on."""
     fwd_occupancy_block_windows: int = occupancy.BLOCK_WINDOWS
+    """Windows that together count once."""
     fwd_occupancy_stop_early: bool = True
     """Whether the request is aborted as soon as its windows are clear. With speculation it never
     is: the accept length is that of the whole request, and occupancy rises while it runs."""
     fwd_occupancy_timeout: float = 600.0
+    """Seconds that one request may take."""
     fwd_occupancy_required: bool = False
     """Whether a server without /metrics is an error; set it where metrics are configured."""
     fwd_occupancy_speculation_required: bool = False

@@ -34,13 +34,21 @@ class HellaswagMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     hellaswag_accuracy_threshold: float = 0.60
+    """The floor: a fraction of right answers, below which a server fails."""
     hellaswag_num_questions: int = 200
+    """Items that are asked."""
     hellaswag_num_shots: int = 20
+    """Solved examples before each question."""
     hellaswag_path: str | None = None
+    """A local file of items; None takes the hub's data set."""
     hellaswag_packaged: bool = False
+    """Whether the project's own small set is asked, which needs no hub."""
     hellaswag_batch_items: int = 16
+    """Items whose endings are scored by one request."""
     hellaswag_parallel: int = 4
+    """Such requests in flight at once."""
     hellaswag_timeout: float = 300.0
+    """Seconds that one request may take."""
     hellaswag_baseline: Sequence[Row] | None = None
     """The same items as an earlier run of this server scored them; None compares with nothing."""
     hellaswag_margin: float = paired.MARGIN

@@ -54,10 +54,15 @@ class BasicSchedulerStressMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     scheduler_stress_long_prompt_tokens: int = 8192
+    """Length of the long prompt in tokens, where the server's context allows it."""
     scheduler_stress_requests: int = 700
+    """Small requests that must all be served."""
     scheduler_stress_knows_capitals: bool = True
+    """Whether the model can name capitals; where not, its answers are compared with its own."""
     scheduler_stress_timeout: float = 120.0
+    """Seconds that one request may take."""
     sanity_max_new_tokens_short: int = 64
+    """Most tokens of a short answer."""
 
     @concludes(_KIT)
     def test_streaming_response(self) -> Verdict:

@@ -37,11 +37,18 @@ class SpecDecodingMixin(Kit):
 
     kit: ClassVar[str] = _KIT
     spec_decoding_acc_length_threshold: float = 1.8
+    """Least accept length of the requests, in tokens a verifying pass."""
     spec_decoding_required: bool = False
+    """Whether a server that does not speculate fails; set it where speculation is configured."""
     spec_decoding_near_tie: float | None = None
+    """Nats by which a token may lie below prefill's likeliest; None takes the limit of the
+    dtype."""
     spec_decoding_auto_dtype: str = "bfloat16"
+    """What dtype `auto` means for this model."""
     spec_decoding_tokens: int = 192
+    """Tokens of each request."""
     spec_decoding_timeout: float = 120.0
+    """Seconds that one request may take."""
     accept_length_thres: float | None = None
     """The published name of the accept length's threshold; it wins where it is set."""
     bs_1_speed_thres: float | None = None
