@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from docs.generate import Undescribed, filled  # noqa: E402
-
 from servematrix import __version__  # noqa: E402
 
 project = "Servematrix"

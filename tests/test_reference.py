@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs.generate import TABLES, Undescribed, commands, filled, measured, records, text
 
+from docs.generate import TABLES, Undescribed, commands, filled, measured, records, text
 from handbook import ROOT, sessions
 from servematrix import cli, kits, metrics
 from servematrix import records as run_records

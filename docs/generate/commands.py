@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from docs.generate.text import Undescribed, code, plain, table
-
 from servematrix import cli
 from servematrix.options import OPTIONS
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as limits
-from docs.generate.text import code, meaning, table
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from docs.generate.text import code, meaning, table
 from servematrix import kits
 from servematrix.config import Configuration, ConsistencyLimits
 from servematrix.gates.consistency import LIMITS

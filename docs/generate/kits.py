@@ -11,7 +11,6 @@ from typing import Any
 
 from docs.generate.configuration import shown
 from docs.generate.text import about, attributes, code, meaning, table
-
 from servematrix import gates as gate_package
 from servematrix import kits as kit_package
 from servematrix.config import Gates, Kits

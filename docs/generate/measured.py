@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from docs.generate.text import Undescribed, code, plain, table
-
 from servematrix import cli
 from servematrix import metrics as exposed
 from servematrix.exit_codes import Exit

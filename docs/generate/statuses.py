@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from docs.generate.text import plain, table
-
 from servematrix.exit_codes import Exit
 
 
