@@ -185,7 +185,7 @@ def run(tmp_path_factory) -> Path:
         ("hellaswag", "test_accuracy_floor"),
         ("fwd_occupancy", "test_fwd_occupancy"),
     ):
-        numbers = {"n": 3, "shots": 0, "median": 98.0, "accuracy": 0.5}
+        numbers = {"n": 3, "shots": 0, "settled_median": 98.0, "accuracy": 0.5}
         numbers |= {"checksum_questions": "a" * 64, "checksum_shots": "b" * 64}
         verdict = {"verdict": "pass", "rule": "r", "reason": "why", "numbers": numbers}
         made.write("verdict", cell="x", kit=kit, test=test, **verdict)
@@ -275,9 +275,9 @@ def baseline(tmp_path_factory) -> Path:
         "serving": serving,
         "serving_digest": baselines.digest(serving),
         "scoring": None,
-        "distributions": {"median": [98.0, 98.1, 98.2, 98.3, 98.4]},
+        "distributions": {"settled_median": [98.0, 98.1, 98.2, 98.3, 98.4]},
         "assumption": "normal",
-        "thresholds": {"median": bound},
+        "thresholds": {"settled_median": bound},
         "known_bad_checked": [],
     }
     baselines.write(path, content, [{"ind": 0}])

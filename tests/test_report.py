@@ -148,7 +148,7 @@ def test_trends_are_by_cell_and_hardware_with_the_band_of_the_baseline(tmp_path:
     found = [cells.read(run, Secrets()) for run in (runs[1], runs[2], runs[0], elsewhere)]
     found_trends = trends.of(found)
     assert {one.hardware for one in found_trends} == {"NVIDIA H200"}
-    median = next(one for one in found_trends if one.quantity == "median")
+    median = next(one for one in found_trends if one.quantity == "settled_median")
     assert [(one.run, one.outcome) for one in median.values] == [
         ("run21", "pass"),
         ("run22", "fail"),

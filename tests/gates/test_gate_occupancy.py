@@ -162,6 +162,16 @@ def test_recorded_servers_are_clear_long_before_the_end(name, limits, outcome, s
         assert occupancy.judge(scrapes, request, limits).outcome == outcome
 
 
+def test_a_long_start_up_lowers_the_median_and_not_the_settled_one():
+    """Else a launch that takes long to start would be held worse than a baseline of short ones."""
+    slow = [80 + i / 100 for i in range(2 * len(GOOD))]
+    quick, long = (
+        occupancy.judge(run_of(values), DONE, LIMITS).numbers for values in (GOOD, slow + GOOD)
+    )
+    assert quick["median"] - long["median"] > 10
+    assert quick["settled_median"] == long["settled_median"] > 98
+
+
 @pytest.mark.parametrize(
     ("name", "limits"),
     [
@@ -518,6 +528,7 @@ def test_every_number_of_a_measurement_is_stated(values, outcome, stated):
     assert verdict.outcome == outcome, verdict.reason
     assert verdict.numbers == {
         "median": pytest.approx(values[0] + 0.045),
+        "settled_median": pytest.approx(values[0] + 0.075),
         "peak": values[9],
         "p10": pytest.approx(values[0] + 0.009),
         "windows": 10,
@@ -546,9 +557,9 @@ def test_every_number_of_a_measurement_is_stated(values, outcome, stated):
 def test_what_is_not_known_of_a_measurement_is_none():
     request = Request(400, None, None, None, problem="answered 500")
     verdict = occupancy.judge([], request, LIMITS)
-    unknown = ("median", "peak", "p10", "windows_implied", "tokens", "forward_passes", "blocks")
-    unknown += ("good_blocks", "decided_s", "counter_occupancy", "windows_mean", "rank")
-    unknown += ("counter_difference",)
+    unknown = ("median", "settled_median", "peak", "p10", "windows_implied", "tokens")
+    unknown += ("forward_passes", "blocks", "good_blocks", "decided_s", "counter_occupancy")
+    unknown += ("windows_mean", "rank", "counter_difference")
     assert [key for key, value in verdict.numbers.items() if value is None] == sorted(
         unknown, key=list(verdict.numbers).index
     )

@@ -29,7 +29,7 @@ def test_the_bound_is_the_one_computed_by_hand():
         ("decode_tokens_per_s", 531.5, "fail"),
         ("decode_tokens_per_s", 900.0, "pass"),
         ("accept_length", 300.0, "fail"),
-        ("median", 531.5, "fail"),
+        ("settled_median", 531.5, "fail"),
         ("itl_p50_ms", 568.4, "pass"),
         ("itl_p50_ms", 568.5, "fail"),
         ("itl_p50_ms", 1.0, "pass"),
@@ -69,17 +69,21 @@ def test_what_cannot_be_compared_is_told(value, values, outcome, told):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0, math.nan])
 def test_a_risk_that_is_none_is_an_error(alpha):
-    assert judge("median", 99.0, RUNS, alpha=alpha).outcome == "error"
+    assert judge("settled_median", 99.0, RUNS, alpha=alpha).outcome == "error"
 
 
 def test_a_risk_beyond_what_the_runs_show_is_called_extrapolated():
     for alpha, expected in ((0.16, True), (0.17, False)):  # 1/6 lies between
-        verdict = judge("median", 550.0, RUNS, alpha=alpha)
-        assert verdict.numbers["baseline_median_extrapolated"] is expected
+        verdict = judge("settled_median", 550.0, RUNS, alpha=alpha)
+        assert verdict.numbers["baseline_settled_median_extrapolated"] is expected
 
 
 def test_one_request_s_first_token_and_accuracy_are_not_judged_by_their_spread():
-    found = dict.fromkeys(QUANTITIES, 550.0) | {"ttft_s": 9e9, "accuracy": 0.0, "median": 1.0}
+    found = dict.fromkeys(QUANTITIES, 550.0) | {
+        "ttft_s": 9e9,
+        "accuracy": 0.0,
+        "settled_median": 1.0,
+    }
     verdicts = compare(found, Baseline(dict.fromkeys(QUANTITIES, RUNS)))
     assert [verdict.outcome for verdict in verdicts] == ["fail", "pass", "pass", "pass"]
 
@@ -143,7 +147,7 @@ def test_an_alpha_that_the_runs_just_show_is_not_extrapolated():
 
 
 def test_a_comparison_has_the_baselines_risk():
-    (verdict,) = compare({"median": 550.0}, Baseline({"median": RUNS}, alpha=0.2))
+    (verdict,) = compare({"settled_median": 550.0}, Baseline({"settled_median": RUNS}, alpha=0.2))
     assert verdict.alpha == 0.2
 
 

@@ -324,10 +324,10 @@ def test_an_accept_length_that_the_server_contradicts_is_inconclusive(run, scrip
 
 
 def test_a_baseline_decides_too(run):
-    steady = {"median": [98.0, 98.1, 98.2], "ttft_s": [1e-9, 2e-9, 3e-9]}
+    steady = {"settled_median": [98.0, 98.1, 98.2], "ttft_s": [1e-9, 2e-9, 3e-9]}
     ran = run(fwd_occupancy_baseline=throughput.Baseline(steady))
     assert ran.raised is None
-    assert ran.verdict.numbers["baseline_median_runs"] == 3
+    assert ran.verdict.numbers["baseline_settled_median_runs"] == 3
     assert "baseline_ttft_s_runs" not in ran.verdict.numbers
     fast = {**steady, "decode_tokens_per_s": [1.00e9, 1.01e9, 1.02e9]}
     ran = run(fwd_occupancy_baseline=throughput.Baseline(fast))
@@ -394,11 +394,11 @@ def test_one_rank_is_judged_as_it_is(run):
 
 
 def test_a_baseline_is_judged_beside_the_rest(run, scripted):
-    steady = throughput.Baseline({"median": [98.0, 98.1, 98.2]})
+    steady = throughput.Baseline({"settled_median": [98.0, 98.1, 98.2]})
     verdict = run(fwd_occupancy_baseline=steady).verdict
     assert "blocks of 1 fresh windows" in verdict.rule
     assert "median no worse than" in verdict.rule
-    assert (verdict.numbers["windows"], verdict.numbers["baseline_median_runs"]) == (10, 3)
+    assert (verdict.numbers["windows"], verdict.numbers["baseline_settled_median_runs"]) == (10, 3)
 
 
 def test_the_trace_says_what_it_is_of(run, scripted):

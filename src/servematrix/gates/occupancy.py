@@ -291,6 +291,7 @@ def _numbers(
     passes = request.forward_passes
     return {
         "median": windows.median(),
+        "settled_median": windows.median(sequential.LEAD * limits.block_windows),
         "peak": max(windows.values, default=None),
         "p10": windows.low_decile(),
         "windows": len(windows.values),

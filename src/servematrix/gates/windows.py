@@ -81,9 +81,9 @@ class Windows:
         """Return how many scrapes were NaN."""
         return len(self.nan_scrapes)
 
-    def median(self) -> float | None:
-        """Return the median of the windows in percent; None without a window."""
-        return statistics.median(self.values) if self.values else None
+    def median(self, newest: int = 0) -> float | None:
+        """Return the median of the `newest` windows, of all by default, in percent; or None."""
+        return statistics.median(self.values[-newest:]) if self.values else None
 
     def low_decile(self) -> float | None:
         """Return the 10th percentile in percent, interpolated; None without a window."""

@@ -32,6 +32,7 @@ _TELL_SECONDS = 0.5
 
 _ROWS = (
     ("median", "%"),
+    ("settled_median", "%"),
     ("peak", "%"),
     ("p10", "%"),
     ("windows", "windows"),
