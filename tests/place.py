@@ -23,7 +23,7 @@ from pathlib import Path
 
 from handbook import ROOT, fences
 
-COPIED = ("configs", "suites", "noxfile.py", "pyproject.toml")
+COPIED = ("configs", "suites", "src", "noxfile.py", "pyproject.toml")
 KEPT = ROOT / "docs" / "validation" / "h200-sglang-0.5.16"
 _CARDS = "import sys\nfrom drivers import H100, H100_TOO, Driver\n"
 _CARDS += "sys.modules[__name__] = Driver([H100, H100_TOO])\n"
@@ -46,8 +46,10 @@ class Place:
         for name in COPIED:
             source, target = ROOT / name, self.project / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-        (self.project / "src").symlink_to(ROOT / "src")
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
         (self.project / "docs").mkdir()
         for name in ("validation", "faults"):
             (self.project / "docs" / name).symlink_to(ROOT / "docs" / name)

@@ -89,6 +89,7 @@ RULES = (
     Rule("nox -s cells -- --config my_model", PASSES, before="servematrix new-config my_model"),
     Rule("servematrix run stage_a --engine reference", PASSES),
     Rule("servematrix new-config my_model", r"wrote .*configs/my_model\.toml"),
+    Rule("servematrix new-kit my_kit", r"wrote .*kits/my_kit\.py"),
     Rule(
         "servematrix plan my_model --engine reference",
         "(?m)^my_model ",
@@ -113,7 +114,7 @@ RULES = (
     Rule(
         "servematrix merge results/.-all-. --expect all --out merged"
         " --cell-durations configs/durations.json".replace(".-all-.", r"\*-all-\*"),
-        "without verdict: 11 expected cells.*records in merged",
+        "without verdict: 11 expected cells.*records and report in merged",
         status=1,
         only=FEW,
         before=SHARDS,

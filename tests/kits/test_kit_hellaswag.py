@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_an_answer_without_a_list_is_an_error(run, scripted):
     scripted.edit = lambda path, body: body[:1] if isinstance(body, list) else body
     ran = run()
     assert isinstance(ran.raised, MeasurementError)
-    assert "gave 1 answers to 16 prompts" in ran.verdict.reason
+    # two batches are under way at once, either may be answered first
+    assert re.search("gave 1 answers to 1[46] prompts", ran.verdict.reason)
 
 
 def test_data_that_is_not_there_is_an_error(run):

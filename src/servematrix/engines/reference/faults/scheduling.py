@@ -80,7 +80,6 @@ class FaultyScheduler(Scheduler):
     # ---------------------------------------------------------------- forward passes
     async def _prefill(self, batch: list[tuple[Sequence, int]]) -> None:
         await self._hang()
-        self._unpaired = None
         await super()._prefill(batch)
 
     async def _decode(self) -> None:
@@ -108,11 +107,11 @@ class FaultyScheduler(Scheduler):
             self._swap(sequence)
 
     def _swap(self, sequence: Sequence) -> None:
-        """Lets this sequence and the one before it in the batch go on from each other's end."""
+        """Lets this sequence and the one before it go on from each other's end, if both run."""
         if sequence.internal or not sequence.sampling.max_new_tokens:
             return
         other, self._unpaired = self._unpaired, sequence
-        if other is not None:
+        if other is not None and other.finish is None:
             other.states[-1], sequence.states[-1] = sequence.states[-1], other.states[-1]
             self._unpaired = None
 
