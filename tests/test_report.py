@@ -17,6 +17,7 @@ from servematrix.exit_codes import Exit
 from servematrix.gates.windows import RankReading, Scrape
 from servematrix.redaction import Secrets
 from servematrix.report import again, cells, command, plots, trends
+from servematrix.report.plots import Point
 
 PLANTED = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onclick='alert(3)' </pre>"
 
@@ -166,6 +167,37 @@ def test_trends_are_by_cell_and_hardware_with_the_band_of_the_baseline(tmp_path:
     page = Page(out.read_text())
     assert "Over time" in page.text
     assert page.text.index("run21: Exit 0") < page.text.index("run22: Exit 1")
+
+
+def test_a_trend_marks_runs_that_were_configured_otherwise(tmp_path: Path) -> None:
+    slow, plain = (rich_run.make(tmp_path / f"run{day}", day=day) for day in (21, 22))
+    changed = (slow / "records.jsonl").read_text()
+    assert '"arguments": {' in changed
+    changed = changed.replace('"arguments": {', '"arguments": {"disable-overlap-schedule": true, ')
+    (slow / "records.jsonl").write_text(changed)
+    found = trends.of([cells.read(run, Secrets()) for run in (slow, plain)])
+    assert {one.values[1].otherwise for one in found} == {""}
+    assert {one.values[0].otherwise for one in found} == {
+        "arguments.disable-overlap-schedule: not set in the newest, True here"
+    }
+    assert "; hollow: 1 configured otherwise than the newest" in found[0].caption
+    assert "hollow" not in trends.of([cells.read(plain, Secrets())] * 2)[0].caption
+    out = tmp_path / "report.html"
+    assert cli.main(["report", str(slow), str(plain)]) == Exit.PASSED
+    assert "disable-overlap-schedule: not set in the newest" in Page(out.read_text()).text
+
+
+def test_a_point_of_another_configuration_is_hollow() -> None:
+    alike, other = Point("a", 1.0, good=True), Point("a", 1.0, good=True, alike=False)
+    newest = Point("b", 2.0, good=True)
+    drawn = [plots.trend([one, newest], None, "%", "t") for one in (alike, other)]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_number_that_was_not_found_is_a_dash(tmp_path: Path) -> None:
+    one = verdict("a", 2) | {"numbers": {"accept_length": None}}
+    text = drawn(make(tmp_path / "run", ["a"], [cell("a", 1, 1), one, end(3)])).text
+    assert re.search(r"accept_length\s*-", text)
 
 
 def test_one_run_has_no_trends(tmp_path: Path) -> None:

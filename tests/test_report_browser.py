@@ -192,6 +192,6 @@ def test_a_narrow_screen_scrolls_in_its_tables_only(opened: Opener) -> None:
 def test_trends_lead_to_their_runs(opened: Opener, three: list[Path]) -> None:
     page = opened(*three)
     expect(page.locator(".trend svg").first).to_be_visible()
-    page.get_by_text("Values of median").click()
+    page.get_by_text("Values of settled_median").click()
     page.get_by_role("link", name="run23").last.click()
     expect(page.locator("#c3-1")).to_have_attribute("open", "")

@@ -330,7 +330,13 @@ def at(path: Path) -> Found:
     return Found(path, baseline, rows(path, baseline))
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], at: str = "") -> list[str]:
+def differences(
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    at: str = "",
+    *,
+    places: tuple[str, str] = ("there", "here"),
+) -> list[str]:
     """Where two nested tables differ, a clause each: `arguments.dtype: auto there, half here`."""
     told: list[str] = []
     for key in sorted({*one, *other}):
@@ -340,9 +346,9 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], at: str = "") 
             # a table that only one side has differs key by key too
             was, now = one.get(key, {}), other.get(key, {})
         if isinstance(was, Mapping) and isinstance(now, Mapping):
-            told += differences(was, now, f"{name}.")
+            told += differences(was, now, f"{name}.", places=places)
         elif was != now:
-            told.append(f"{name}: {was} there, {now} here")
+            told.append(f"{name}: {was} {places[0]}, {now} {places[1]}")
     return told
 
 

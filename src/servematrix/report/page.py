@@ -78,7 +78,9 @@ def _visible(value: object) -> object:
 
 
 def _figure(value: object) -> str:
-    """A number as read by people."""
+    """A number as read by people; a dash where there is none."""
+    if value is None:
+        return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

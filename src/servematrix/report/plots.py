@@ -28,11 +28,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Point:
-    """One run's value in a trend: the run's label, and whether its verdict was a pass."""
+    """One run's value in a trend: the run's label, and whether its verdict was a pass.
+
+    `alike` says that it was configured as the newest one.
+    """
 
     label: str
     value: float
     good: bool
+    alike: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,8 @@ def accept_lengths(histogram: Sequence[int], name: str) -> str:
 def trend(points: Sequence[Point], band: Band | None, label: str, name: str) -> str:
     """One quantity from run to run; the band is what the baseline's runs measured.
 
-    A dot is a run whose verdict was a pass, a cross one whose was not. Dashed is the baseline's
-    bound.
+    A dot is a run whose verdict was a pass, a cross one whose was not; hollow are those that were
+    configured otherwise than the newest. Dashed is the baseline's bound.
     """
     with _axes(name, 1.8) as (axes, sheet):
         if band is not None:
@@ -143,10 +147,10 @@ def trend(points: Sequence[Point], band: Band | None, label: str, name: str) -> 
             if band.bound is not None:
                 axes.axhline(band.bound, color=_INK, linestyle="--", linewidth=1)
         axes.plot([one.value for one in points], color=_LINE, linewidth=0.8)
-        for colour, mark, good in ((_GOOD, "o", True), (_BAD, "X", False)):
-            found = [(n, one.value) for n, one in enumerate(points) if one.good is good]
-            places, values = [n for n, _ in found], [value for _, value in found]
-            axes.plot(places, values, mark, color=colour, markersize=5)
+        for place, one in enumerate(points):
+            colour, mark = (_GOOD, "o") if one.good else (_BAD, "X")
+            filling = colour if one.alike else "none"
+            axes.plot(place, one.value, mark, color=colour, markersize=5, markerfacecolor=filling)
         ticks = range(0, len(points), -(-len(points) // 6))
         axes.set_xticks(ticks, [points[n].label for n in ticks])
         axes.margins(y=0.2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from servematrix import baselines
@@ -17,7 +17,8 @@ from servematrix.report.plots import Band, Point
 class Value:
     """What one run measured; `outcome` is that of the test, `place` the cell's in the page.
 
-    `versions` are those of the server.
+    `versions` are those of the server, `serving` what decides its numbers, and `otherwise` where
+    that is not as in the newest run, in words.
     """
 
     run: str
@@ -26,6 +27,8 @@ class Value:
     outcome: str
     versions: str
     place: str
+    serving: Mapping[str, Any]
+    otherwise: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Trend:
         """What there is to see, in words."""
         found = [one.value for one in self.values]
         told = f"{len(found)} runs, from {min(found):.5g} to {max(found):.5g}, last {found[-1]:.5g}"
+        if hollow := sum(1 for one in self.values if one.otherwise):
+            told += f"; hollow: {hollow} configured otherwise than the newest"
         if self.band is None:
             return f"{told}; no baseline."
         told += f"; grey: the baseline's {self.runs} runs"
@@ -69,6 +74,7 @@ def of(reports: Sequence[Report]) -> list[Trend]:
                     outcome=cell.outcome(baselines.TESTS[quantity]),
                     versions=cell.versions(),
                     place=f"c{run}-{number}",
+                    serving=_serving(cell),
                 )
                 found.setdefault(key, []).append(one)
                 band = _band(cell.server, quantity)
@@ -90,14 +96,26 @@ def _trend(
     key: tuple[str, str, str], values: Sequence[Value], band: tuple[Band, int] | None, name: str
 ) -> Trend:
     cell, hardware, quantity = key
+    values = [replace(one, otherwise=_otherwise(values[-1], one)) for one in values]
     unit = QUANTITIES[quantity].unit
     # day and minute; runs of one minute are told apart in the table
     points = [
-        Point(one.time[5:16].replace("T", " "), one.value, one.outcome == "pass") for one in values
+        Point(one.time[5:16].replace("T", " "), one.value, one.outcome == "pass", not one.otherwise)
+        for one in values
     ]
     drawn, runs = band if band is not None else (None, 0)
     svg = plots.trend(points, drawn, unit, name)
     return Trend(cell, hardware, quantity, unit, values, drawn, runs, svg)
+
+
+def _serving(cell: Shown) -> Mapping[str, Any]:
+    configuration = cell.server.get("configuration")
+    return baselines.serving(configuration) if configuration else {}
+
+
+def _otherwise(newest: Value, one: Value) -> str:
+    places = ("in the newest", "here")
+    return "; ".join(baselines.differences(newest.serving, one.serving, places=places))
 
 
 def _measured(cell: Shown) -> Iterator[tuple[str, float]]:
