@@ -8,7 +8,7 @@ import math
 import pytest
 
 from servematrix.gates import sequential, trace, windows
-from servematrix.gates.ranks import every_rank, weigh
+from servematrix.gates.ranks import every_rank, standing, weigh
 from servematrix.gates.verdict import Verdict
 from servematrix.gates.windows import RankReading, Scrape, Span, Windows, deciding_rank, span
 
@@ -166,6 +166,19 @@ def test_ranks_are_joined_as_the_reduction_says(ranks, least, most):
     named = {str(i): one for i, one in enumerate(ranks)}
     for reduction, outcome in (("min", least), ("max", most)):
         assert weigh(named, RULE, reduction=reduction, counter_tolerance=2.0).outcome == outcome
+
+
+@pytest.mark.parametrize(("reduction", "outcome"), [("min", "fail"), ("max", "pass")])
+def test_how_it_stands_is_told_of_the_rank_that_decides(reduction, outcome):
+    decisive = GOOD if outcome == "pass" else BAD
+    found = standing({"a": GOOD, "b": BAD}, RULE, reduction)
+    assert found == sequential.decide(decisive.values, decisive.shown, RULE)
+    assert found.outcome == outcome
+
+
+@pytest.mark.parametrize("ranks", [{}, {"a": shown()}])
+def test_without_a_window_nothing_stands(ranks):
+    assert standing(ranks, RULE, "min") is None
 
 
 def apart(points: float) -> Windows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
 from servematrix.gates import cuda_graph
 from servematrix.gates.cuda_graph import Expected, Passes
@@ -116,7 +116,7 @@ def _configured(info: Mapping[str, Any]) -> tuple[bool, int | None]:
     # 0.5.14 renamed the argument; what was resolved stands in the table
     names = ("cuda_graph_max_bs_decode", "cuda_graph_max_bs")
     told = [decode.get("max_bs"), *(info.get(name) for name in names)]
-    return not off, next((value for value in told if _is_batch(value)), None)
+    return not off, next((batch for value in told if (batch := _batch(value))), None)
 
 
 def _batches(info: Mapping[str, Any], enabled: bool, max_bs: int | None) -> list[int]:
@@ -132,15 +132,14 @@ def _batches(info: Mapping[str, Any], enabled: bool, max_bs: int | None) -> list
         return []
     states = info.get("internal_states")
     state = states[0] if isinstance(states, list) and states else None
-    most = state.get("effective_max_running_requests_per_dp") if isinstance(state, dict) else None
-    if not _is_batch(most):
-        most = max_bs + 1
+    named = state.get("effective_max_running_requests_per_dp") if isinstance(state, dict) else None
+    most = _batch(named) or max_bs + 1
     return [batch for batch in sorted({max_bs, max_bs + 1} - {1}) if batch <= most]
 
 
-def _is_batch(value: object) -> TypeGuard[int]:
-    """Whether a value can be a number of requests at once."""
-    return type(value) is int and 1 <= value <= _MOST_REQUESTS
+def _batch(value: object) -> int | None:
+    """A value as a number of requests at once; None where it cannot be one."""
+    return value if type(value) is int and 1 <= value <= _MOST_REQUESTS else None
 
 
 def _prompt(number: int) -> str:
