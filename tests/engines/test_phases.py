@@ -131,3 +131,10 @@ def test_the_end_of_a_huge_log_is_enough(log: Path) -> None:
         file.write(b"\n" + b"y" * 100_000)
     start.phase()
     assert len(start._unended) <= 4096
+
+
+def test_the_beginning_of_a_huge_line_is_enough(log: Path) -> None:
+    log.write_bytes(b"Memory pool end " + b"x" * 5000 + b" Load weight begin\n")
+    assert StartLog(log).phase() == Phase("memory pools are allocated")
+    log.write_bytes(b"x" * 5000 + b" Load weight begin\n")
+    assert StartLog(log).phase().name.startswith("xxx"), "what is not looked at tells nothing"

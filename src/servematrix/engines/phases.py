@@ -19,8 +19,8 @@ from servematrix.terminal import line
 
 _LONGEST: Final = 60
 """Characters of a line, or of a detail, that is shown."""
-_LONGEST_UNENDED: Final = 4096
-"""Bytes of a line without an end that are kept; a progress bar has some hundred."""
+_LONGEST_LINE: Final = 4096
+"""Bytes of a line that are looked at; a progress bar has some hundred."""
 _MOST_AT_ONCE: Final = 2**20
 """Bytes that are read at a time; a start writes some ten thousand."""
 
@@ -147,8 +147,9 @@ class StartLog:
             return []
         self._read += len(new)
         *whole, unended = (self._unended + new).replace(b"\r", b"\n").split(b"\n")
-        self._unended = unended[-_LONGEST_UNENDED:]
-        return whole
+        self._unended = unended[-_LONGEST_LINE:]
+        # a pattern with a gap in it takes time with the square of the length
+        return [one[:_LONGEST_LINE] for one in whole]
 
 
 def _text(one: bytes) -> str:
