@@ -112,13 +112,13 @@ class HellaswagMixin(Kit):
         One by one means one item at a time: with a batch of one there is one thread as well.
         """
         phase = "items in batches" if batch_items > 1 else "items one by one"
-        so_far: list[Scored] = []
+        right = n = 0
 
         def each(some: Sequence[Scored]) -> None:
-            so_far.extend(some)
-            accuracy = _right(so_far) / len(so_far)
-            done = f"{len(so_far)} of {len(questions.items)}"
-            self.progressed(phase, f"{done}, accuracy so far {accuracy:.3f}")
+            nonlocal right, n
+            right, n = right + _right(some), n + len(some)
+            done = f"{n} of {len(questions.items)}"
+            self.progressed(phase, f"{done}, accuracy so far {right / n:.3f}")
 
         self.progressed(phase, f"0 of {len(questions.items)}")
         start = time.monotonic()
