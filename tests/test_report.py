@@ -12,7 +12,7 @@ import pytest
 import rich_run
 from made_runs import cell, end, make, verdict
 from rich_run import REAL
-from servematrix import cli
+from servematrix import cli, overview
 from servematrix.exit_codes import Exit
 from servematrix.gates.windows import RankReading, Scrape
 from servematrix.redaction import Secrets
@@ -270,6 +270,12 @@ def test_the_worst_verdict_of_a_kit_is_in_the_grid(tmp_path: Path) -> None:
         attributes["data-verdicts"] for tag, attributes in page.tags if tag == "tr" and attributes
     ]
     assert rows == ["fail", "pass"]
+
+
+@pytest.mark.parametrize("outcomes", [("fail", "error"), ("inconclusive", "waived")])
+def test_the_worst_is_that_of_the_table_on_the_terminal(outcomes: tuple[str, str]) -> None:
+    found = overview.worst(outcomes)
+    assert cells.worst(outcomes) == found
 
 
 def test_a_trace_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from servematrix import outside, records
 from servematrix.exit_codes import Exit
+from servematrix.overview import WORST
 from servematrix.records import RecordsError
 from servematrix.redaction import Secrets
 from servematrix.replay.reading import Traces
@@ -22,7 +23,7 @@ LOG_BYTES: Final = 8000
 """Of the end of a server's log, at most."""
 ALL_LOGS: Final = 100_000
 """Of all logs, where a run has many cells: a report of 50 is to have 2 MB at most."""
-WORST_FIRST: Final = ("error", "fail", "waived", "inconclusive", "pass", "not_applicable")
+WORST_FIRST: Final = tuple(reversed(WORST))
 
 QUIET: Final = ("pass", "not_applicable")
 """Outcomes that nobody needs to look at."""
