@@ -78,6 +78,21 @@ def test_two_runs_become_one_that_readers_read(tmp_path: Path, merge: Merge) -> 
     assert measured.read(Path("merged"), "x(n=1)").gpus == ["H100"]
 
 
+def test_a_report_that_cannot_be_drawn_changes_nothing(
+    tmp_path: Path, merge: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undrawn(reports: object) -> str:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("servematrix.report.page.render", undrawn)
+    status, out, err = merge(part(tmp_path / "a", "x"), part(tmp_path / "b", "y", "fail", 1))
+    assert status == 1
+    assert "y: fail" in out
+    assert "no report was written (RuntimeError: no fonts); the records are whole" in err
+    assert "1 fail, 1 pass" in err
+    assert "; records in merged" in err
+
+
 def test_files_of_both_runs_are_there_and_meet_nobody(tmp_path: Path, merge: Merge) -> None:
     for name in ("a", "b"):
         item = record("measurement", 15, cell=name, kit="hellaswag", name="items", unit="file")

@@ -52,7 +52,7 @@ def merge(options: argparse.Namespace) -> Exit:
     parts.check(found)
     whole = joined.join(found, _expected(options, found[0]))
     writing.write(out, whole, provenance.command_line(), Secrets.inherited())
-    report.write([out], out / report.FILE, Secrets.inherited())
+    no_report = report.write_beside(out, Secrets.inherited())
     if options.cell_durations is not None:
         _keep(options.cell_durations, found)
     if options.json:
@@ -61,7 +61,9 @@ def merge(options: argparse.Namespace) -> Exit:
         (table.markdown if options.markdown else table.plain)(whole)
     for problem in whole.problems:
         say(problem)
-    say(f"{table.last_line(whole)}; records and report in {out}")
+    if no_report is not None:
+        say(no_report)
+    say(f"{table.last_line(whole)}; records{'' if no_report else ' and report'} in {out}")
     return whole.status
 
 

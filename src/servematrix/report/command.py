@@ -12,6 +12,7 @@ from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError, as_written
 from servematrix.redaction import Secrets
 from servematrix.report import cells, page
+from servematrix.terminal import line
 
 FILE: Final = "report.html"
 
@@ -51,3 +52,19 @@ def write(runs: Sequence[Path], out: Path, hidden: Secrets) -> None:
         folders.write_whole(out, text)
     except OSError as error:
         raise RecordsError(f"cannot write {out}: {error.strerror}; name another --out") from error
+
+
+def write_beside(folder: Path, hidden: Secrets) -> str | None:
+    """Write the report of a run beside its records; returns why there is none, None where it is.
+
+    It raises nothing: a report never changes how a command ends.
+    """
+    try:
+        write([folder], folder / FILE, hidden)
+    except Exception as error:
+        # whatever it is: the verdicts stand, and are worth more than a page
+        return (
+            f"no report was written ({line(f'{type(error).__name__}: {error}')}); the records are"
+            f" whole: servematrix report {folder}"
+        )
+    return None

@@ -8,7 +8,6 @@ import pytest
 
 from servematrix.redaction import Secrets
 from servematrix.report import command
-from servematrix.terminal import line
 
 
 class ReportAtEnd:
@@ -21,19 +20,9 @@ class ReportAtEnd:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Write it, once the records have their end. A report never changes how a run ends."""
-        out = self._folder / command.FILE
-        try:
-            command.write([self._folder], out, self._hidden)
-        except Exception as error:
-            # whatever it is: the verdicts stand, and are worth more than a page
-            told = f"{type(error).__name__}: {error}"
-            self._told = (
-                f"no report was written ({line(told)}); the records are whole: "
-                f"servematrix report {self._folder}"
-            )
-        else:
-            self._told = f"report in {out}"
+        """Write it, once the records have their end."""
+        missing = command.write_beside(self._folder, self._hidden)
+        self._told = missing or f"report in {self._folder / command.FILE}"
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         """Say where it is, or why there is none, before the last line of the run."""
