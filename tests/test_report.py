@@ -16,7 +16,7 @@ from servematrix import cli, overview
 from servematrix.exit_codes import Exit
 from servematrix.gates.windows import RankReading, Scrape
 from servematrix.redaction import Secrets
-from servematrix.report import again, cells, command, plots, trends
+from servematrix.report import again, cells, command, figures, plots, trends
 from servematrix.report.plots import Point
 
 PLANTED = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onclick='alert(3)' </pre>"
@@ -76,6 +76,13 @@ def test_each_plot_says_in_words_what_it_shows(tmp_path: Path) -> None:
     told = "0.41, between 0.33 and 0.49, over 200 items; dashed: the floor, 0.3; "
     assert f"{told}diamond: the baseline, 0.42" in page.text
     assert "6 requests, 300 verifying passes, accept length 3.8 (threshold 1.8)" in page.text
+
+
+def test_the_lines_of_a_plot_are_where_its_words_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    dashed: list[float] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.axvline", lambda self, x, **_: dashed.append(x))
+    told = figures._gaps([1.0, 100.0], "p").caption
+    assert f"dashed: median {dashed[0]:.4g} ms, 99th percentile {dashed[1]:.4g} ms" in told
 
 
 def test_stale_and_nan_samples_are_marked() -> None:

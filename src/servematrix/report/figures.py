@@ -67,7 +67,7 @@ def _gaps(milliseconds: Sequence[float], name: str) -> Figure:
     ranked = sorted(milliseconds)
     told = ""
     if ranked:
-        middle, late = (ranked[len(ranked) * share // 100] for share in (50, 99))
+        middle, late = (plots.percentile(ranked, share) for share in (50, 99))
         told = (
             f"{len(ranked)} tokens of a stream by itself; dashed: median {middle:.4g} ms, 99th "
             f"percentile {late:.4g} ms; longest {ranked[-1]:.4g} ms."
