@@ -172,3 +172,23 @@ def test_what_is_no_terminal_has_no_status(tmp_path) -> None:
     stream = Screen(sys.stdout, live=False, broke=lambda: None).shared(io.StringIO())
     assert stream.write("x") == 1
     assert stream.getvalue() == "x"
+
+
+def test_a_terminal_that_hung_up_stops_nothing() -> None:
+    controller, descriptor = pty.openpty()
+    file = os.fdopen(descriptor, "w", encoding="utf-8")
+    screen = Screen(file, live=True, broke=lambda: None)
+    screen.show("server starts")
+    os.close(controller)
+    screen.hide()
+    screen.show("server starts")
+    screen.line("one")
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def test_a_full_disk_stops_nothing() -> None:
+    file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    Screen(file, live=False, broke=lambda: None).line("one")
+    with contextlib.suppress(OSError):
+        file.close()

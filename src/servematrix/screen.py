@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 from rich.cells import cell_len
@@ -32,7 +33,10 @@ class _Steady(Console):
 
 
 class Screen:
-    """One line of status on a terminal, or plain lines where there is none."""
+    """One line of status on a terminal, or plain lines where there is none.
+
+    What the terminal does not take, such as one that hung up, is lost: it says nothing of a server.
+    """
 
     def __init__(self, file: TextIO, *, live: bool, broke: Callable[[], object]) -> None:
         """`file` reaches the terminal at any time; `broke` is told that pytest's line was ended."""
@@ -50,7 +54,7 @@ class Screen:
 
     def show(self, told: str) -> None:
         """Show a line of status, in place of the one before; it is cut where the screen ends."""
-        with self._lock:
+        with self._lock, suppress(OSError):
             try:
                 columns = os.get_terminal_size(self._file.fileno()).columns or 80
             except OSError:
@@ -80,7 +84,7 @@ class Screen:
 
     def hide(self) -> None:
         """Take the line of status away, and return to where pytest's line goes on."""
-        with self._lock:
+        with self._lock, suppress(OSError):
             if self._shown is None:
                 return
             shown, self._shown = self._shown, None
@@ -93,7 +97,8 @@ class Screen:
         with self._lock:
             self.hide()
             start = "\n" if self._column else ""
-            self._put(f"{start}{told}\n")
+            with suppress(OSError):
+                self._put(f"{start}{told}\n")
             if self._column:
                 self._column = 0
                 self._broke()
