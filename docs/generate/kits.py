@@ -29,9 +29,7 @@ def kits() -> str:
     for mixin in kit_package.MIXINS:
         tests = [name for name in vars(mixin) if name.startswith("test_")]
         parts += [f"\n## `{mixin.__name__}`\n", about(mixin, mixin.__name__), ""]
-        rows = [
-            (code(name), about(getattr(mixin, name), name).partition("\n\n")[0]) for name in tests
-        ]
+        rows = [(code(name), _first(getattr(mixin, name), name)) for name in tests]
         parts += [table(("test", "what it is for"), rows), ""]
         found = _attributes(mixin, mixin.kit)
         parts.append(table(("attribute", "default", "meaning", "key of a configuration"), found))
