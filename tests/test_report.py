@@ -85,6 +85,17 @@ def test_the_lines_of_a_plot_are_where_its_words_say(monkeypatch: pytest.MonkeyP
     assert f"dashed: median {dashed[0]:.4g} ms, 99th percentile {dashed[1]:.4g} ms" in told
 
 
+@pytest.mark.parametrize(
+    ("interval", "colours"),
+    [((0.31, 0.5), {"pass"}), ((0.2, 0.29), {"fail"}), ((0.28, 0.5), set()), ((0.2, 0.31), set())],
+)
+def test_an_accuracy_that_is_not_clear_has_no_colour(
+    interval: tuple[float, float], colours: set[str]
+) -> None:
+    drawn = plots.accuracy(sum(interval) / 2, interval, 0.3, None, "p")
+    assert {one for one in ("pass", "fail") if f"var(--{one})" in drawn} == colours
+
+
 def test_stale_and_nan_samples_are_marked() -> None:
     nan = float("nan")
     values = ((-0.1, 30.0), (0.0, 30.0), (0.1, nan), (0.2, 98.0), (0.3, 90.0), (0.4, 98.0))

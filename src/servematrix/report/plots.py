@@ -117,11 +117,18 @@ def accuracy(
     baseline: float | None,
     name: str,
 ) -> str:
-    """An accuracy with its interval (fractions); dashed the floor, a diamond the baseline."""
+    """An accuracy with its interval (fractions); dashed the floor, a diamond the baseline.
+
+    It has the colour of a pass or a failure where the whole interval is on one side of the floor.
+    """
     with _axes(name, 1.0) as (axes, sheet):
-        good = threshold is None or value > threshold
-        axes.plot(interval, (0, 0), color=_GOOD if good else _BAD, linewidth=2)
-        axes.plot(value, 0, "o", color=_GOOD if good else _BAD)
+        low, high = interval
+        if threshold is None or low > threshold:
+            colour = _GOOD
+        else:
+            colour = _BAD if high < threshold else _INK
+        axes.plot(interval, (0, 0), color=colour, linewidth=2)
+        axes.plot(value, 0, "o", color=colour)
         if threshold is not None:
             axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1)
         if baseline is not None:
