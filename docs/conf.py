@@ -37,7 +37,7 @@ def _fill(app: Sphinx, page: str, source: list[str]) -> None:
     """Put the tables that are made from the code into a page, before it is read."""
     try:
         source[0] = filled(source[0])
-    except (Undescribed, KeyError) as problem:
+    except Undescribed as problem:
         # an error, by -W, and told in one line
         _log.warning("%s", problem.args[0], location=page)
 

@@ -202,13 +202,14 @@ def test_verdicts_of_a_kit_are_its_worst_in_each_run(root, capsys):
             [made_runs.verdict("baseline", 3, "not_applicable")],
             [waived, made_runs.verdict("baseline", 3, "pass", "test_b")],
             [waived, made_runs.verdict("baseline", 3, "fail", "test_b")],
+            [made_runs.verdict("baseline", 3), made_runs.verdict("baseline", 3, "new", "test_b")],
         ],
         start=1,
     ):
         add(root, day, *found)
     assert cli.main(["history", "baseline"]) == 0
     (judged,) = rows(capsys.readouterr().out, "verdict")
-    assert judged.split()[-1] == "✓✗?!·w✗"
+    assert judged.split()[-1] == "✓✗?!·w✗!"
 
 
 def test_kit_and_measure_leave_others_out(root, capsys):

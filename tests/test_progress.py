@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from screens import seen
-from servematrix import relay
+from servematrix import progress, relay
 from servematrix.engines.phases import Phase
 from servematrix.progress import APART_SECONDS, STILL_SECONDS, Activity
+from servematrix.redaction import Secrets
 from servematrix.relay import Receiver, Sender
 
 CONFIG = """
@@ -330,3 +332,20 @@ def test_other_users_are_not_heard(monkeypatch) -> None:
     monkeypatch.setattr(relay, "_END_SECONDS", 0.2)
     receiver.close()
     assert taken == []
+
+
+def test_where_workers_cannot_be_heard_it_is_said_once(monkeypatch) -> None:
+    def none(take: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(progress, "Receiver", none)
+    told: list[str] = []
+    plugin = progress.Progress(Secrets())
+    plugin._screen = SimpleNamespace(line=told.append)  # type: ignore[assignment]
+    for _ in range(2):
+        node = SimpleNamespace(workerinput={})
+        plugin.pytest_configure_node(node)
+        assert node.workerinput == {}
+    assert told == [
+        "servematrix: what workers tell meanwhile is not shown: no socket (Operation not permitted)"
+    ]

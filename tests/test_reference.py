@@ -191,5 +191,5 @@ def test_what_says_nothing_of_itself_is_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(commands, "OPTIONS", (("--silent", {}),))
     with pytest.raises(Undescribed, match="pytest --silent has no help"):
         TABLES["run-options"]()
-    with pytest.raises(KeyError, match="unheard"):
+    with pytest.raises(Undescribed, match="unheard"):
         filled("<!-- generated: unheard -->")

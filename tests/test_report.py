@@ -150,6 +150,10 @@ def test_a_file_that_is_not_what_it_must_be_is_told(tmp_path: Path, name: str) -
             },
             "nox -s cells -- --config 'a(b=1)' --engine sglang --set 'x=a b'",
         ),
+        (
+            {"command": ["pytest", "suites", "-kfast", "-n4", "--sw", "--deselect", "a", "-v"]},
+            "pytest suites -v --config 'a(b=1)'",
+        ),
         ({"command": ["servematrix", "merge", "a"]}, ""),
         ({}, ""),
     ],
@@ -287,7 +291,9 @@ def test_the_worst_verdict_of_a_kit_is_in_the_grid(tmp_path: Path) -> None:
     rows = [
         attributes["data-verdicts"] for tag, attributes in page.tags if tag == "tr" and attributes
     ]
-    assert rows == ["fail", "pass"]
+    assert rows == ["fail pass", "pass"], "the filter finds each outcome of a cell"
+    grid = page.text[page.text.index("Cells and kits") : page.text.index("Verdicts")]
+    assert re.findall("[✓✗]", grid)[:2] == ["✗", "✓"]
 
 
 @pytest.mark.parametrize("outcomes", [("fail", "error"), ("inconclusive", "waived")])
@@ -310,6 +316,20 @@ def test_several_runs_are_in_one_file(tmp_path: Path) -> None:
     assert "Exit 1" in page.text
     identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_of_several_runs_the_odd_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, odd = (make(tmp_path / name, ["a"], [verdict("a", 1), end(2)]) for name in ("g", "odd"))
+
+    def render(found: list[cells.Report]) -> str:
+        return "".join({"g": "a page"}[one.folder.name] for one in found)
+
+    monkeypatch.setattr(command.page, "render", render)
+    assert cli.main(["report", str(good), str(odd)]) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert f"{odd / 'records.jsonl'}: not the records of a run" in told
 
 
 def test_no_records_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

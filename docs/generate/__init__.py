@@ -31,11 +31,11 @@ _WANTED = re.compile(r"<!-- generated: ([a-z-]+) -->")
 
 
 def filled(page: str) -> str:
-    """A page with its tables in it; KeyError names a table that there is none of."""
+    """A page with its tables in it; Undescribed where there is no such table."""
     return _WANTED.sub(lambda found: _table(found[1]), page)
 
 
 def _table(name: str) -> str:
     if name not in TABLES:
-        raise KeyError(f"there is no table {name!r} to generate, but {', '.join(TABLES)}")
+        raise Undescribed(f"there is no table {name!r} to generate, but {', '.join(TABLES)}")
     return TABLES[name]()

@@ -92,6 +92,7 @@ class Progress:
         self._secrets = secrets
         self._screen: Screen | Sender | None = None
         self._receiver: Receiver | None = None
+        self._deaf = False
         self._activities: dict[object, Activity] = {}
         self._lock = threading.Lock()
         self._busy = threading.Event()
@@ -166,13 +167,17 @@ class Progress:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Tell an xdist worker where its lines go."""
-        if self._screen is None:
+        if self._screen is None or self._deaf:
             return
         if self._receiver is None:
             try:
                 self._receiver = Receiver(self._screen.line)
-            except OSError:
-                return  # a sandbox that allows no socket; the rest goes on
+            except OSError as error:
+                # a sandbox that allows no socket; the rest goes on
+                why = f"no socket ({error.strerror})"
+                self._screen.line(f"servematrix: what workers tell meanwhile is not shown: {why}")
+                self._deaf = True
+                return
         node.workerinput[_RECEIVER] = self._receiver.name
 
     def _start(self, screen: Screen | Sender) -> None:

@@ -34,8 +34,12 @@ class Receiver:
         self.name = f"servematrix-{uuid.uuid4().hex}"
         """For `Sender`."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._socket.bind(f"\0{self.name}")
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._socket.bind(f"\0{self.name}")
+        except OSError:
+            self._socket.close()
+            raise
         self._thread = threading.Thread(target=self._receive, name="relay", daemon=True)
         self._thread.start()
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 _WITH_VALUE: Final = {
     *("--config", "--resume", "--shard", "--cell-durations", "--executor", "--junitxml"),
-    *("--junit-xml", "-k", "-n", "--numprocesses", "--ray-address"),
+    *("--junit-xml", "-k", "-n", "--numprocesses", "--ray-address", "--deselect"),
 }
 """Options of which cells and where, which one cell on one machine needs not; each has a value."""
-_ALONE: Final = {"-x", "--exitfirst", "--lf", "--last-failed"}
+_ALONE: Final = {"-x", "--exitfirst", "--lf", "--last-failed", "--sw", "--stepwise"}
 
 
 def command(header: Mapping[str, Any], cell: str) -> str:
@@ -40,6 +40,12 @@ def _without(words: Sequence[str]) -> list[str]:
             left_out = False
         elif word in _WITH_VALUE:
             left_out = True
-        elif word.partition("=")[0] not in _WITH_VALUE | _ALONE:
+        elif not _selects(word):
             kept.append(word)
     return kept
+
+
+def _selects(word: str) -> bool:
+    """Whether a word is such an option, alone or with its value in the same word: `-kfast`."""
+    short = word[:2] in _WITH_VALUE and not word.startswith("--")
+    return short or word.partition("=")[0] in _WITH_VALUE | _ALONE

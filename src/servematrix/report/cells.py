@@ -57,6 +57,11 @@ class Shown:
             found.setdefault(str(one["kit"]), []).append(records.outcome(one))
         return {kit: worst(outcomes) for kit, outcomes in found.items()}
 
+    def outcomes(self) -> list[str]:
+        """Each outcome that a verdict of the cell has, the worst first."""
+        found = {records.outcome(one) for one in self.verdicts}
+        return sorted(found, key=lambda one: WORST_FIRST.index(worst([one])))
+
     def further(self) -> list[dict[str, Any]]:
         """The measured values that stand in no verdict's numbers."""
         told = {

@@ -46,12 +46,23 @@ def write(runs: Sequence[Path], out: Path, hidden: Secrets) -> None:
     """
     found = [cells.read(folder, hidden) for folder in runs]
     found.sort(key=lambda one: str(one.header["time"]))
-    with as_written(runs[0]):
-        text = page.render(found)
+    text = _rendered(found)
     try:
         folders.write_whole(out, text)
     except OSError as error:
         raise RecordsError(f"cannot write {out}: {error.strerror}; name another --out") from error
+
+
+def _rendered(found: Sequence[cells.Report]) -> str:
+    """The page; where records are not as kits write them, a RecordsError names their run."""
+    try:
+        with as_written(found[0].folder):
+            return page.render(found)
+    except RecordsError:
+        for one in found:
+            with as_written(one.folder):
+                page.render([one])
+        raise
 
 
 def write_beside(folder: Path, hidden: Secrets) -> str | None:
