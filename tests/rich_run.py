@@ -40,7 +40,8 @@ def make(
     shutil.copytree(source / "files", folder / "files")
     (traced,) = (folder / "files").glob("*trace*")
     first, *lines = (json.loads(line) for line in (source / "records.jsonl").open())
-    first |= {"time": f"2026-11-{day}T12:00:00.000000+00:00", "command": _COMMAND} | header
+    first |= {"time": f"2026-11-{day}T12:00:00.000000+00:00", "command": _COMMAND}
+    first |= {"configurations": dict.fromkeys(cells, "digest")} | header
     assert read(traced), "the trace is one"
     found: list[Mapping[str, Any]] = [first]
     for cell in cells:

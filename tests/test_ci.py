@@ -279,6 +279,12 @@ def test_a_cell_without_a_verdict_has_its_row(tmp_path):
     assert "| b |  |" in text
 
 
+def test_a_run_without_any_verdict_has_a_table_that_is_one(tmp_path):
+    text = summary.document(made_runs.make(tmp_path / "run", ["a", "b"], []))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows == ["| cell |", "| --- |", "| a |", "| b |"]
+
+
 def test_records_that_are_none(tmp_path):
     with pytest.raises(RecordsError):
         summary.document(tmp_path)

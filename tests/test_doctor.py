@@ -19,6 +19,7 @@ from servematrix import cli, gpus
 from servematrix.doctor import accelerators, command, machine, stores
 from servematrix.doctor.finding import Finding, examine
 from servematrix.engines import environments, ports
+from servematrix.engines.base import EnvironmentProblem
 from servematrix.engines.environments import NoSglangError
 from servematrix.gpus import GIB, leases
 from servematrix.hub import cache
@@ -144,6 +145,13 @@ def test_disks(place, monkeypatch, free, kinds):
     assert asked == [place, place, place]
 
 
+def test_results_that_cannot_be_written():
+    found = machine.results(Path("/proc/of/nobody"))
+    assert found.kind == "problem"
+    assert "/proc cannot be written: " in found.told
+    assert "--results" in found.remedy
+
+
 def test_no_shared_memory(place):
     assert machine.shared_memory(place / "shm").kind == "warning"
 
@@ -251,6 +259,18 @@ def test_a_driver_that_does_not_answer(place, monkeypatch):
     assert accelerators.driver().kind == "ok"
 
 
+def test_a_broken_pynvml_is_named(monkeypatch, tmp_path):
+    (tmp_path / "pynvml.py").write_text('raise OSError("libnvidia is broken")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    found = accelerators.driver()
+    assert found == Finding(
+        "problem", "pynvml: libnvidia is broken", "pip install --force-reinstall nvidia-ml-py"
+    )
+    with pytest.raises(EnvironmentProblem, match=r"OSError: libnvidia is broken\): reinstall"):
+        gpus.visible()
+
+
 @pytest.mark.parametrize(
     ("uses", "kind", "told"),
     [
@@ -340,8 +360,10 @@ def test_environments_that_were_made(monkeypatch, place):
 
 def test_the_cache(monkeypatch, place):
     assert stores.hub_cache().kind == "ok"
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert stores.hub_cache().kind == "problem"
+    monkeypatch.setenv("HF_HOME", "/proc/of/nobody")
+    found = stores.hub_cache()
+    assert found.kind == "problem"
+    assert "/proc cannot be written: " in found.told
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = stores.hub_cache()
     assert found.kind == "ok"

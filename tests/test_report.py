@@ -318,6 +318,13 @@ def test_several_runs_are_in_one_file(tmp_path: Path) -> None:
     assert len(identifiers) == len(set(identifiers))
 
 
+def test_a_cell_that_was_never_reached_is_in_the_grid(tmp_path: Path) -> None:
+    page = drawn(make(tmp_path / "run", ["a", "b"], [verdict("a", 1)]))
+    rows = [attributes["data-cell"] for tag, attributes in page.tags if tag == "tr" and attributes]
+    assert rows == ["a", "b"]
+    assert page.text.count("no verdict") == 2, "in the grid and beneath"
+
+
 def test_of_several_runs_the_odd_one_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

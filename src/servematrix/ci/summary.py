@@ -52,7 +52,8 @@ def _grid(cells: Sequence[str], verdicts: Sequence[Mapping[str, Any]]) -> list[s
     found: dict[tuple[str, str], list[str]] = {}
     for one in verdicts:
         found.setdefault((one["cell"], one["kit"]), []).append(records.outcome(one))
-    lines = [f"| cell | {' | '.join(map(markdown, kits))} |", f"| --- |{' --- |' * len(kits)}"]
+    heads = ["cell", *map(markdown, kits)]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for cell in cells:
         told = [_told(found.get((cell, kit), ())) for kit in kits]
         lines.append(f"| {' | '.join([markdown(cell), *told])} |")

@@ -66,8 +66,8 @@ def _broken_nvml() -> Finding | None:
     """What keeps NVIDIA's library from a driver that is loaded; None where nothing does."""
     try:
         import pynvml
-    except ImportError as error:
-        return Finding("problem", f"pynvml: {error}", "pip install nvidia-ml-py")
+    except Exception as error:  # whatever it is that a broken installation raises
+        return Finding("problem", f"pynvml: {error}", "pip install --force-reinstall nvidia-ml-py")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -110,12 +111,27 @@ def loopback() -> Finding:
     )
 
 
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, or where it would be made; None where it can.
+
+    A file without a name is made and is gone: rights alone do not tell it, of a read-only mount.
+    """
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"{place} cannot be written: {error.strerror}"
+
+
 def results(folder: Path) -> Finding:
     """Is there room for the records of runs?"""
     place = _existing(folder)
     free = shutil.disk_usage(place).free
     told = f"{_gib(free)} free for results in {folder}"
     remedy = "free some space, or name another place with --results DIR"
+    if (why := unwritable(folder)) is not None:
+        return Finding("problem", f"{told}; {why}", "name another place with --results DIR")
     if free < LITTLE_RESULTS:
         return Finding("problem" if free < LEAST_RESULTS else "warning", told, remedy)
     return Finding("ok", told)

@@ -10,7 +10,7 @@ from pathlib import Path
 from servematrix import config as configs
 from servematrix import data, matrix, models
 from servematrix.config import ConfigError, Configuration, Place
-from servematrix.doctor import accelerators
+from servematrix.doctor import accelerators, machine
 from servematrix.doctor.finding import Finding
 from servematrix.engines import environments
 from servematrix.engines.environments import NoSglangError, ServerEnvironment
@@ -62,11 +62,10 @@ def hub_cache() -> Finding:
     folder = cache.folder()
     offline = cache.is_offline(os.environ)
     told = f"{folder}; {'no hub is asked (HF_HUB_OFFLINE)' if offline else 'the hub may be asked'}"
-    above = next(one for one in (folder, *folder.parents) if one.exists())
-    if not offline and not os.access(above, os.W_OK | os.X_OK):
+    if not offline and (why := machine.unwritable(folder)) is not None:
         return Finding(
             "problem",
-            f"{told}; it cannot be written",
+            f"{told}; {why}",
             "name another with HF_HOME, or set HF_HUB_OFFLINE=1 where all is there",
         )
     return Finding("ok", told)

@@ -20,6 +20,13 @@ from servematrix.gates.verdict import Number, Verdict
 FEWEST_RUNS: Final = 3
 """Runs of a baseline below which their spread is not known even roughly."""
 
+MARGIN: Final = 0.25
+"""Share of a quantity's `effect` by which a run may be worse, however alike the baseline's were.
+
+Three runs can be more alike than later ones are. On GPUs the settled medians of two healthy
+launches differed by 0.21 points (8B) and 0.37 (135M), those of requests to one launch by 0.04 and
+0.08 (docs/gates.md); the margin is half a point, and a lost overlap scheduler costs ten."""
+
 ASSUMPTION: Final = (
     "the runs, and the next one, are independent draws of one normal distribution; an alpha below"
     " 1/(N + 1) rests on its tail beyond what N runs show, and is called extrapolated"
@@ -73,15 +80,13 @@ def extrapolated(runs: int, alpha: float) -> bool:
 def bound(name: str, values: Sequence[float], alpha: float) -> float | None:
     """Return the one-sided prediction bound of the next value, None where there is none.
 
-    It is mean ± t(n - 1, 1 - alpha) s sqrt(1 + 1/n) on the bad side (Hahn and Meeker 1991, ch. 4).
-    There is none for fewer than `FEWEST_RUNS` values, or where all are the same.
+    It is mean ± t(n - 1, 1 - alpha) s sqrt(1 + 1/n) on the bad side (Hahn and Meeker 1991, ch. 4),
+    and no nearer to the mean than `MARGIN` allows. There is none for fewer than `FEWEST_RUNS`
+    values, or where all are the same.
     """
     if len(values) < FEWEST_RUNS or _spread(values) == 0:
         return None
-    n = len(values)
-    reach = float(scipy.stats.t.isf(alpha, n - 1)) * _spread(values) * math.sqrt(1 + 1 / n)
-    mean = float(np.mean(values))
-    return mean - reach if QUANTITIES[name].better == "higher" else mean + reach
+    return _worse(name, values, _reach(name, values, alpha))
 
 
 def beyond(name: str, value: float, limit: float) -> bool:
@@ -108,12 +113,12 @@ def judge(name: str, value: Number, values: Sequence[float], *, alpha: float = A
     statistic is then noncentral t.
 
     Where all baseline values are the same there is no bound, but it could only lie on their bad
-    side; so a value that is no worse passes, and a worse one is inconclusive.
+    side; so a value that is no worse, but for `MARGIN`, passes, and a worse one is inconclusive.
     """
     quantity = QUANTITIES[name]
     rule = (
         f"{name} no worse than the next run of the baseline may be (one-sided prediction bound of"
-        f" {len(values)} runs, risk {alpha:g})"
+        f" {len(values)} runs, risk {alpha:g}), nor by less than {MARGIN * quantity.effect:.2%}"
     )
     if not 0 < alpha < 0.5:
         return Verdict("error", rule, f"alpha {alpha:g}: a risk lies above 0 and below 0.5")
@@ -135,19 +140,20 @@ def judge(name: str, value: Number, values: Sequence[float], *, alpha: float = A
         f"{key}_alpha": alpha,
         f"{key}_extrapolated": extrapolated(n, alpha),
         f"{key}_effect": quantity.effect,
+        f"{key}_margin": _margin(name, values),
     }
     found = f"{name} {value:.4g} {quantity.unit}, baseline {mean:.4g} over {n} runs"
     if n < FEWEST_RUNS:
         reason = f"{found}: {FEWEST_RUNS} runs are needed to know their spread; calibrate with more"
         return Verdict("inconclusive", rule, reason, numbers, alpha)
     if limit is None:
-        if not beyond(name, value, mean):
+        if not beyond(name, value, _worse(name, values, _margin(name, values))):
             return Verdict("pass", rule, f"{found}, all alike", numbers, alpha)
         reason = f"{found}, all alike: worse than they, and their spread is unknown"
         return Verdict("inconclusive", rule, reason, numbers, alpha)
     scale = spread * math.sqrt(1 + 1 / n)
     worse = (mean - value) if quantity.better == "higher" else (value - mean)
-    power = _power(n, quantity.effect * abs(mean) / scale, alpha)
+    power = _power(n, quantity.effect * abs(mean) / scale, _reach(name, values, alpha) / scale)
     numbers |= {f"{key}_p": float(scipy.stats.t.sf(worse / scale, n - 1)), f"{key}_power": power}
     side = "at least" if quantity.better == "higher" else "at most"
     found = f"{found} ({side} {limit:.4g})"
@@ -164,5 +170,22 @@ def _spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1))
 
 
-def _power(n: int, noncentrality: float, alpha: float) -> float:
-    return float(scipy.stats.nct.sf(scipy.stats.t.isf(alpha, n - 1), n - 1, noncentrality))
+def _margin(name: str, values: Sequence[float]) -> float:
+    return MARGIN * QUANTITIES[name].effect * abs(float(np.mean(values)))
+
+
+def _reach(name: str, values: Sequence[float], alpha: float) -> float:
+    """How far from the mean the bound lies."""
+    n = len(values)
+    chance = float(scipy.stats.t.isf(alpha, n - 1)) * _spread(values) * math.sqrt(1 + 1 / n)
+    return max(chance, _margin(name, values))
+
+
+def _worse(name: str, values: Sequence[float], by: float) -> float:
+    """The mean, worse by so much."""
+    mean = float(np.mean(values))
+    return mean - by if QUANTITIES[name].better == "higher" else mean + by
+
+
+def _power(n: int, noncentrality: float, critical: float) -> float:
+    return float(scipy.stats.nct.sf(critical, n - 1, noncentrality))

@@ -43,11 +43,15 @@ def _library() -> Iterator[Any]:
     """NVML for as long as the context lasts; None without it or without the driver."""
     try:
         import pynvml
-
-        pynvml.nvmlInit()
     except ImportError:
         yield None
         return
+    except Exception as error:  # whatever it is that a broken installation raises
+        raise EnvironmentProblem(
+            f"pynvml cannot be imported ({type(error).__name__}: {error}): reinstall nvidia-ml-py"
+        ) from error
+    try:
+        pynvml.nvmlInit()
     except pynvml.NVMLError:
         yield None
         return

@@ -160,7 +160,8 @@ def read(folder: Path, hidden: Secrets) -> Report:
     """
     with records.as_written(folder):
         found = records.standing(records.read(folder))
-        cells: dict[str, Shown] = {}
+        # those that it was to run come first: none is left out for not being reached
+        cells = {name: Shown(name) for name in found[0]["configurations"]}
         events: list[dict[str, Any]] = []
         end: dict[str, Any] = {}
         for record in found[1:]:
