@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servematrix import config as configs
-from servematrix import kits
+from servematrix import kits, settings
 from servematrix.config import ConfigError, Place
 from servematrix.kits.decode_correctness import PROBES
 
@@ -209,7 +209,7 @@ def test_any_text_is_a_configuration_or_an_error(tmp_path_factory, text: str) ->
 def test_every_key_of_gates_and_kits_is_an_attribute_of_its_kit(configs_directory: Path) -> None:
     """A key that no kit reads would be ignored in silence."""
     mixins = {mixin.kit: mixin for mixin in kits.MIXINS}
-    for section in (configs.Gates, configs.Kits):
+    for section in (settings.Gates, settings.Kits):
         for kit, table in section.model_fields.items():
             for key in table.annotation.model_fields:
                 assert hasattr(mixins[kit], f"{kit}_{key}"), f"{kit}.{key}"
@@ -224,4 +224,4 @@ def test_attributes_are_named_after_kit_and_key(configs_directory: Path) -> None
 
 
 def test_a_configuration_may_name_exactly_the_probes_that_there_are() -> None:
-    assert set(get_args(configs.Probe)) == set(PROBES)
+    assert set(get_args(settings.Probe)) == set(PROBES)

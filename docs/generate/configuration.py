@@ -14,8 +14,9 @@ from pydantic_core import PydanticUndefined
 
 from docs.generate.text import code, meaning, table
 from servematrix import kits
-from servematrix.config import Configuration, ConsistencyLimits
+from servematrix.config import Configuration
 from servematrix.gates.consistency import LIMITS
+from servematrix.settings import ConsistencyLimits
 
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 _BOUNDS = (

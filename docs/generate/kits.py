@@ -13,9 +13,9 @@ from docs.generate.configuration import shown
 from docs.generate.text import about, attributes, code, meaning, table
 from servematrix import gates as gate_package
 from servematrix import kits as kit_package
-from servematrix.config import Gates, Kits
 from servematrix.gates.verdict import Verdict
 from servematrix.kits.base import Kit
+from servematrix.settings import Gates, Kits
 
 
 def kits() -> str:

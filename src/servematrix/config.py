@@ -19,11 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     create_model,
@@ -40,6 +39,7 @@ from servematrix.redaction import (
     is_secret_flag,
     without_credentials,
 )
+from servematrix.settings import Gates, Kits, Table
 from servematrix.terminal import say
 
 T = TypeVar("T", bound=BaseModel)
@@ -50,19 +50,9 @@ WAIVERS = "waivers.toml"
 """Lies among the configurations and is none."""
 # the wheel has them here, and `suites` beside them; a checkout has neither
 _SHIPPED = Path(__file__).resolve().parent / "_shipped" / "configs"
-Probe = Literal[
-    "capital_france",
-    "basic_math",
-    "color_completion",
-    "ascii_ratio",
-    "no_repetition_blowup",
-    "determinism_temp_zero",
-    "max_token_one",
-]
 _FLAG = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 Flag = Annotated[str, Field(pattern=_FLAG)]
-Concurrency = Annotated[str, Field(pattern=r"^[1-9][0-9]*$")]
 Variable = Annotated[str, Field(pattern=_VARIABLE)]
 
 
@@ -70,11 +60,7 @@ class ConfigError(Exception):
     """A configuration, or a change to one, is not valid; the message says where and why."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Requires(_Table):
+class Requires(Table):
     """What a configuration needs of the machine; engine `reference` needs none of it.
 
     No GPU at all (`gpus = 0`) makes it one for engines that serve without. `accelerator` is a name
@@ -99,7 +85,7 @@ class Requires(_Table):
         return self
 
 
-class Model(_Table):
+class Model(Table):
     """What is served: a hub id or a folder, and the draft model where speculation has one."""
 
     path: str = Field(min_length=1)
@@ -108,166 +94,12 @@ class Model(_Table):
     """The draft model, where speculation has one."""
 
 
-class _ModelPatch(_Table):
+class _ModelPatch(Table):
     path: str | None = Field(default=None, min_length=1)
     draft: str | None = Field(default=None, min_length=1)
 
 
-class OccupancyGate(_Table):
-    """Limits of `FwdOccupancyMixin`.
-
-    Occupancies in percent, accept length in tokens a pass, start-up in seconds, blocks in windows.
-    """
-
-    threshold: float | None = Field(default=None, ge=0, le=100)
-    min_samples: int | None = Field(default=None, ge=1)
-    acc_length_threshold: float | None = Field(default=None, ge=1)
-    counter_tolerance: float | None = Field(default=None, gt=0, le=100)
-    startup_seconds: float | None = Field(default=None, ge=0)
-    block_windows: int | None = Field(default=None, ge=1)
-
-
-class HellaswagGate(_Table):
-    """Limits of `HellaswagMixin`: accuracy, and what it may lose to a baseline, as fractions.
-
-    `accepted` names a change of numerics since the baseline that is wanted.
-    """
-
-    accuracy_threshold: float | None = Field(default=None, ge=0, le=1)
-    margin: float | None = Field(default=None, gt=0, lt=1)
-    accepted: str | None = Field(default=None, min_length=1)
-
-
-class ConsistencyLimits(_Table):
-    """Limits of one dtype: nats, `top1` a share; those left out are `gates.consistency.LIMITS`."""
-
-    relative: float | None = Field(default=None, gt=0)
-    """Most Σ|Δ| / Σ(1 - p): difference divided by the doubt that there was."""
-    mean: float | None = Field(default=None, gt=0)
-    """Most mean |Δ| a token, in nats."""
-    p99: float | None = Field(default=None, gt=0)
-    """Most |Δ| of 99 % of the tokens, in nats."""
-    worst_sequence: float | None = Field(default=None, gt=0)
-    """Most mean |Δ| of any one sequence, in nats."""
-    largest_gap: float | None = Field(default=None, gt=0)
-    """Most nats by which a decoded token may lie below prefill's likeliest."""
-    top1: float | None = Field(default=None, ge=0, le=1)
-    """Least share of tokens that are prefill's likeliest."""
-
-
-class DecodeConsistencyGate(_Table):
-    """Limits of `DecodeConsistencyMixin` by the dtype that the server computes in."""
-
-    bfloat16: ConsistencyLimits | None = None
-    float16: ConsistencyLimits | None = None
-    float32: ConsistencyLimits | None = None
-
-
-class CudaGraphGate(_Table):
-    """What `CudaGraphMixin` expects; without it, what the server says of itself."""
-
-    expected: Literal["on", "off"] | None = None
-
-
-class SpecDecodingGate(_Table):
-    """Limits of `SpecDecodingMixin`: accept length in tokens a pass, `near_tie` in nats."""
-
-    acc_length_threshold: float | None = Field(default=None, ge=1)
-    near_tie: float | None = Field(default=None, gt=0)
-
-
-class Gates(_Table):
-    """Limits by kit; a key that is left out keeps the kit's default."""
-
-    fwd_occupancy: OccupancyGate = OccupancyGate()
-    decode_consistency: DecodeConsistencyGate = DecodeConsistencyGate()
-    cuda_graph: CudaGraphGate = CudaGraphGate()
-    spec_decoding: SpecDecodingGate = SpecDecodingGate()
-    hellaswag: HellaswagGate = HellaswagGate()
-
-
-class _KitTable(_Table):
-    """What all kits have: seconds that one request may take."""
-
-    timeout: float | None = Field(default=None, gt=0)
-
-
-class APIContractKit(_KitTable):
-    """How `BasicAPIContractMixin` measures."""
-
-
-class OccupancyKit(_KitTable):
-    """How `FwdOccupancyMixin` measures; intervals in seconds, lengths in tokens."""
-
-    scrape_interval: float | None = Field(default=None, gt=0, le=10)
-    warmup_max_new_tokens: int | None = Field(default=None, ge=1)
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    stream_max_new_tokens: int | None = Field(default=None, ge=2)
-    prompt: str | None = Field(default=None, min_length=1)
-    rank_reduction: Literal["min", "max"] | None = None
-    stop_early: bool | None = None
-
-
-class HellaswagKit(_KitTable):
-    """How `HellaswagMixin` measures: counts of items; `packaged` takes the project's own set."""
-
-    num_questions: int | None = Field(default=None, ge=1)
-    num_shots: int | None = Field(default=None, ge=0)
-    batch_items: int | None = Field(default=None, ge=1)
-    parallel: int | None = Field(default=None, ge=1)
-    packaged: bool | None = None
-
-
-class DecodeCorrectnessKit(_KitTable):
-    """Which probes of `BasicDecodeCorrectnessMixin` this model is able to answer."""
-
-    probes: Annotated[list[Probe], Field(min_length=1)] | None = None
-
-
-class SchedulerStressKit(_KitTable):
-    """How `BasicSchedulerStressMixin` measures: tokens of the long prompt, many requests."""
-
-    requests: int | None = Field(default=None, ge=1)
-    long_prompt_tokens: int | None = Field(default=None, ge=16)
-    knows_capitals: bool | None = None
-
-
-class DecodeConsistencyKit(_KitTable):
-    """How `DecodeConsistencyMixin` measures; `prompts` by concurrency, lengths in tokens."""
-
-    prompts: dict[Concurrency, Annotated[int, Field(ge=0)]] | None = None
-    tokens: int | None = Field(default=None, ge=2)
-    cache_tokens: int | None = Field(default=None, ge=2)
-    auto_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-
-
-class CudaGraphKit(_KitTable):
-    """How `CudaGraphMixin` measures: tokens of each request."""
-
-    tokens: int | None = Field(default=None, ge=16)
-
-
-class SpecDecodingKit(_KitTable):
-    """How `SpecDecodingMixin` measures: tokens of each request."""
-
-    tokens: int | None = Field(default=None, ge=16)
-    auto_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-
-
-class Kits(_Table):
-    """Settings by kit; a key that is left out keeps the kit's default."""
-
-    api_contract: APIContractKit = APIContractKit()
-    fwd_occupancy: OccupancyKit = OccupancyKit()
-    decode_consistency: DecodeConsistencyKit = DecodeConsistencyKit()
-    cuda_graph: CudaGraphKit = CudaGraphKit()
-    spec_decoding: SpecDecodingKit = SpecDecodingKit()
-    hellaswag: HellaswagKit = HellaswagKit()
-    decode_correctness: DecodeCorrectnessKit = DecodeCorrectnessKit()
-    scheduler_stress: SchedulerStressKit = SchedulerStressKit()
-
-
-class Override(_Table):
+class Override(Table):
     """A change that holds where everything under `when` matches."""
 
     when: dict[str, Scalar] = Field(min_length=1)
@@ -283,9 +115,9 @@ class Override(_Table):
     """Merged into `requires`."""
     model: _ModelPatch | None = None
     """Merged into `model`."""
-    arguments: dict[Flag, Scalar] = {}
+    arguments: dict[Flag, Scalar] = Field(default={})
     """Merged into `arguments`; `false` takes a flag away."""
-    environment: dict[Variable, str] = {}
+    environment: dict[Variable, str] = Field(default={})
     """Merged into `environment`."""
     gates: Gates | None = None
     """Merged into `gates`."""
@@ -293,7 +125,7 @@ class Override(_Table):
     """Merged into `kits`."""
 
 
-class Configuration(_Table):
+class Configuration(Table):
     """One configuration as its file states it."""
 
     name: str
@@ -306,15 +138,15 @@ class Configuration(_Table):
     """About how long a cell takes, where no duration is recorded."""
     suites: list[str] = Field(min_length=1)
     """Suites that it meets: `basic_sanity` is `suites/test_basic_sanity.py`."""
-    instead: dict[str, str] = {}
+    instead: dict[str, str] = Field(default={})
     """Which configuration runs in its place on an engine, by the engine's name."""
     requires: Requires = Requires()
     """What it needs of the machine."""
     model: Model
     """What is served."""
-    arguments: dict[Flag, Scalar] = {}
+    arguments: dict[Flag, Scalar] = Field(default={})
     """SGLang's flags without the dashes; `true` is a bare flag, `false` leaves it out."""
-    environment: dict[Variable, str] = {}
+    environment: dict[Variable, str] = Field(default={})
     """Variables of the server."""
     axis: dict[str, list[Scalar]] = Field(default={}, max_length=1)
     """One cell for each value; `"{NAME}"` in arguments, environment and suites is filled in."""
@@ -322,7 +154,7 @@ class Configuration(_Table):
     """Limits by kit: key `K` of `gates.KIT` becomes the kit's attribute `KIT_K`."""
     kits: Kits = Kits()
     """How kits measure: key `K` of `kits.KIT` becomes the kit's attribute `KIT_K`."""
-    overrides: list[Override] = []
+    overrides: list[Override] = Field(default=[])
     """Changes where all of `when` matches."""
 
     @field_validator("axis")

@@ -38,7 +38,7 @@ _PACKAGES: Final = {
     "kits": '"""Kits of this project: each measures one aspect of a server."""\n',
 }
 _IMPORT: Final = re.compile(r"(import|from) (pytest|servematrix|gates|kits)\b")
-_KEYS_OF_OURS: Final = "keys of a configuration, once config.py has them"
+_KEYS_OF_OURS: Final = "keys of a configuration, once settings.py has them"
 _NEXT: Final = (
     "next: `python -m pytest tests/test_kit_{name}.py` tries it without a server, `servematrix run"
     " {name} --engine reference` before the embedded one",
@@ -54,7 +54,7 @@ _NEXT_IN_REPOSITORY: Final = (
     " -- --config baseline --engine reference --set 'suites=[\"only_{name}\"]'` before the embedded"
     " one",
     'then, as CONTRIBUTING.md has it under "A kit": add it to kits.MIXINS and to the suites, its'
-    " settings to config.py, and a fault that it alone catches",
+    " settings to settings.py, and a fault that it alone catches",
 )
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from servematrix import config as configs
 from servematrix import records
 from servematrix.ci import ANNOTATED, SUMMARY, annotating, summary
 from servematrix.ci.commands import ours
 from servematrix.records import RecordsError
 from servematrix.run import Plan
+from servematrix.settings import Kits
 from servematrix.terminal import line
 from servematrix.waivers import clause
 
@@ -87,7 +87,7 @@ class WorkflowOutputs:
         planned = {one.id: one for one in self._plan.cells}[cell]
         file = directory / f"{planned.config.name}.toml"
         # a kit of a project's own has its limits among its other settings
-        section = "gates" if kit in configs.Kits.model_fields else "kits"
+        section = "gates" if kit in Kits.model_fields else "kits"
         limits = getattr(planned.config, section).model_dump(exclude_none=True).get(kit, {})
         return file, annotating.limit_line(file, kit, limits, rule, section=section)
 
