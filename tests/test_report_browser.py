@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import rich_run
+from servematrix.records import FILE
 from servematrix.redaction import Secrets
 from servematrix.report import command
 
@@ -186,6 +188,20 @@ def test_without_scripts_everything_is_there(opened: Opener) -> None:
 def test_a_narrow_screen_scrolls_in_its_tables_only(opened: Opener) -> None:
     page = opened(width=400)
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_checksum_among_the_numbers_is_broken_on_a_narrow_screen(
+    opened: Opener, tmp_path: Path
+) -> None:
+    run = rich_run.make(tmp_path / "run", CELLS)
+    lines = [json.loads(one) for one in (run / FILE).read_text().splitlines()]
+    for record in lines:
+        if record["kind"] == "verdict":
+            record["numbers"]["checksum_questions"] = "d943c551" * 8
+    (run / FILE).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    page = opened(run, width=400)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
