@@ -216,6 +216,11 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
                     break
                 whole += 1
                 yield parsed(line.decode(), path, whole)
+    except FileNotFoundError as error:
+        raise RecordsError(
+            f"cannot read {path}: no such file; name the folder of a run, "
+            f"such as results/{folders.LATEST}"
+        ) from error
     except (OSError, ValueError) as error:
         raise RecordsError(f"cannot read {path}: {error}") from error
     if not whole:
