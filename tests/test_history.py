@@ -189,6 +189,12 @@ def test_each_gpu_and_each_engine_has_its_own_row(root, capsys):
     assert "5 runs of baseline" in captured.err
 
 
+def test_one_run_is_a_run(root, capsys):
+    add(root, 1, number("latency", 1.0))
+    assert cli.main(["history", "baseline"]) == 0
+    assert "1 run of baseline" in capsys.readouterr().err
+
+
 def test_verdicts_of_a_kit_are_its_worst_in_each_run(root, capsys):
     known = {"reason": "r", "link": "l", "expires": "2999-01-01"}
     waived = made_runs.verdict("baseline", 3, "fail") | {"waived": known}

@@ -39,5 +39,6 @@ def history(options: argparse.Namespace) -> Exit:
     else:
         table.plain(found)
     runs = {one.run for one in found.points} | {one.run for one in found.outcomes}
-    say(f"{len(runs)} runs of {options.config} in {options.results / database.FILE}")
+    noun = "run" if len(runs) == 1 else "runs"
+    say(f"{len(runs)} {noun} of {options.config} in {options.results / database.FILE}")
     return Exit.PASSED
