@@ -132,6 +132,14 @@ def test_another_kit_joins_the_first(made: Path) -> None:
     assert (made / "pytest.ini").read_text() == "[pytest]\n"
 
 
+def test_settings_that_the_first_kit_brought_are_not_asked_for_again(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["new-kit", "more"]) == 0
+    assert "pytest has settings" not in capsys.readouterr().out
+
+
 def test_settings_of_pytest_that_are_there_are_left_alone_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

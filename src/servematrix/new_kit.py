@@ -74,10 +74,11 @@ def kit(options: argparse.Namespace) -> Exit:
             texts, told = _in_repository(root, name), _NEXT_IN_REPOSITORY
         else:
             texts, told = _beside(directory, name), _NEXT
-            if any((root / one).exists() for one in _SETTINGS):
+            ours, settings = root / _PYTEST_INI, text("pytest.ini", {})
+            if not any((root / one).exists() for one in _SETTINGS):
+                texts[ours] = settings
+            elif not (ours.is_file() and ours.read_bytes() == settings.encode()):
                 told += _NEXT_SETTINGS
-            else:
-                texts[root / _PYTEST_INI] = text("pytest.ini", {})
         replaced = takes_the_place(directory)
         write(texts)
     for one in (*replaced, *(one.format(name=name) for one in told)):
