@@ -157,11 +157,13 @@ def test_no_shared_memory(place):
 
 
 def guard_under(parent: list[str]) -> subprocess.Popen[str]:
-    """A process that looks like a guard, started by `parent`, which stays as long as it."""
-    stand_in = f"{sys.executable!r}, '-c', 'import sys; sys.stdin.read()', {machine._GUARD!r}"
-    program = (
-        f"import subprocess; p = subprocess.Popen([{stand_in}]); print(p.pid, flush=True); p.wait()"
-    )
+    """A process that looks like a guard, started by `parent`, which stays as long as it.
+
+    It tells its number itself: its command line is seen a moment after it was started.
+    """
+    lives = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+    stand_in = [sys.executable, "-c", lives, machine._GUARD]
+    program = f"import subprocess; subprocess.Popen({stand_in!r}).wait()"
     return subprocess.Popen(
         [*parent, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -440,6 +442,12 @@ def test_a_check_that_breaks_is_a_problem():
     def breaks() -> Finding:
         raise RuntimeError("no such thing")
 
+    def refused() -> Finding:
+        raise PermissionError(13, "Permission denied", "/home/somebody/.cache")
+
+    (found,) = examine({"a": refused}).values()
+    assert found.told == "/home/somebody/.cache cannot be read: Permission denied"
+    assert "XDG_CACHE_HOME" in found.remedy
     found = examine({"a": breaks, "b": lambda: Finding("ok", "fine")})
     assert found["a"].kind == "problem"
     assert "RuntimeError: no such thing" in found["a"].told

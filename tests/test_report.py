@@ -296,6 +296,12 @@ def test_the_worst_verdict_of_a_kit_is_in_the_grid(tmp_path: Path) -> None:
     assert re.findall("[✓✗]", grid)[:2] == ["✗", "✓"]
 
 
+def test_a_kit_that_failed_is_the_first_of_the_grid(tmp_path: Path) -> None:
+    bad = verdict("a", 2, "fail") | {"kit": "z"}
+    run = make(tmp_path / "run", ["a"], [verdict("a", 1) | {"kit": "b"}, bad, end(3, 1)])
+    assert cells.read(run, Secrets()).kits() == ["z", "b"]
+
+
 @pytest.mark.parametrize("outcomes", [("fail", "error"), ("inconclusive", "waived")])
 def test_the_worst_is_that_of_the_table_on_the_terminal(outcomes: tuple[str, str]) -> None:
     found = overview.worst(outcomes)

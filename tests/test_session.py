@@ -192,6 +192,8 @@ def test_a_terminated_run_stops_its_server_and_says_so(run) -> None:
     result = run("self.end('pass')", "os.kill(os.getpid(), signal.SIGTERM); self.end('pass')")
     assert result.ret == 2
     assert "servematrix: exit 2 (interrupted)" in last_line(result)
+    folder = Path("results/latest").resolve()
+    assert last_line(result).endswith(f"; go on with the same command and --resume {folder.name}")
     assert [verdict["verdict"] for verdict in recorded("verdict")] == ["pass"]
     assert recorded("end")[0]["exit_code"] == 2
 

@@ -167,13 +167,19 @@ class Outcome:
             f"{counts or 'no verdicts'}{kept}; "
             f"{self._plan.subject(self._answered, simulated=self._simulated, gpus=self._gpus)}; "
             f"{self._plan.engine.reason}; "
-            f"records in {self._records.folder}"
+            f"records in {self._records.folder}{self._going_on()}"
         )
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is None:
             print(told)
         else:
             reporter.write_line(told)
+
+    def _going_on(self) -> str:
+        """How a run that was interrupted is gone on with, as the end of a line."""
+        if self._exit is not Exit.INTERRUPTED:
+            return ""
+        return f"; go on with the same command and --resume {self._records.folder.name}"
 
     def _good(self) -> int:
         """Verdicts that say something, and nothing bad that was not known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache, partial
@@ -98,4 +99,5 @@ def _print(found: dict[str, Finding]) -> None:
     for name, one in found.items():
         remedy = "" if one.kind == "ok" else one.remedy
         table.add_row(one.kind, name, one.told, remedy, style=_STYLES[one.kind])
-    console(at_least=_WIDE).print(table)
+    # what is found and what to do fold well; in a file nothing has to
+    console(at_least=0 if sys.stdout.isatty() else _WIDE).print(table)

@@ -30,6 +30,13 @@ def examine(checks: Mapping[str, Check]) -> dict[str, Finding]:
 def _found(check: Check) -> Finding:
     try:
         return check()
+    except PermissionError as error:
+        return Finding(
+            "problem",
+            f"{error.filename or 'something'} cannot be read: {error.strerror}",
+            "make it readable for this user, or name another place: HF_HOME for models and data,"
+            " XDG_CACHE_HOME for servers, --results DIR for runs",
+        )
     except Exception as error:  # whatever it is, the other checks are worth having
         told = str(error) or "no reason given"
         return Finding(

@@ -168,7 +168,10 @@ def _alone(root: Path) -> Iterator[None]:
             f"another process has held {root / _LOCK} for {_LOCK_SECONDS:.0f} s; see which (fuser)"
         ) from error
     except OSError as error:
-        raise RecordsError(f"{root} cannot be written: {error.strerror}") from error
+        raise RecordsError(
+            f"{root} cannot be written: {error.strerror}; the history is kept there: take"
+            " --results with a copy of the runs"
+        ) from error
     try:
         yield
     finally:

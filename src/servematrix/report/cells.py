@@ -140,8 +140,10 @@ class Report:
         return self.exit_code == Exit.PASSED
 
     def kits(self) -> list[str]:
-        """The kits of all cells, by name."""
-        return sorted({kit for cell in self.cells for kit in cell.kits()})
+        """The kits of all cells by name, first those with something to look at."""
+        loud = {kit for cell in self.cells for kit, one in cell.kits().items() if one not in QUIET}
+        every = {kit for cell in self.cells for kit in cell.kits()}
+        return sorted(every, key=lambda kit: (kit not in loud, kit))
 
     def command(self) -> str:
         """The command line of the run."""
