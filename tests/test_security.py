@@ -270,11 +270,19 @@ def test_a_run_gives_no_key_away_and_listens_on_loopback(
 ) -> None:
     shown = ["-rA", "-l", "-vv", "--junitxml=results/junit.xml", "-o", "log_cli=true"]
     command = ["pytest", "suites", "--config", "mine", "--engine", "reference", *project.changes]
+    project.environment |= {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_STEP_SUMMARY": str(project.folder / "summary.md"),
+    }
     printed, watch = project.run(*command, *project.plant(API=API_KEY), *shown, *workers, status=1)
     assert "a reason: *** ***" in printed
     assert any("servematrix.engines.reference" in line for line in watch.lines)
-    project.assert_silent(printed, watch)
+    told, _ = project.run("servematrix", "history", "mine", status=0)
+    project.assert_silent(printed + told, watch)
     assert_on_loopback(watch)
+    left = {path.name for path in (project.folder / "results").rglob("*")}
+    assert left >= {"report.html", "history.sqlite", "junit.xml"}
+    assert "a reason" in (project.folder / "summary.md").read_text()
     records = (project.folder / "results" / "latest" / "records.jsonl").open()
     (cell,) = (one for one in map(json.loads, records) if one["kind"] == "cell")
     assert {"FILE_TOKEN", "OVERRIDE_SECRET", "SET_PASSWORD", "TABLE_KEY", "GIVEN"} == {
