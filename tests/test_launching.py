@@ -14,6 +14,7 @@ import pytest
 
 from servematrix import gpus, launching, records, run
 from servematrix.engines.base import EnvironmentProblem, Launch, MachineFailed, ServerFailed
+from servematrix.folders import write_whole
 from servematrix.gpus import GIB, leases
 from servematrix.hub.download import DownloadCut
 from servematrix.launching import Launcher
@@ -63,7 +64,7 @@ def uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], Non
     """Says who uses the only pretend GPU: processes and bytes."""
     path = tmp_path / "uses.json"
     monkeypatch.setenv("SERVEMATRIX_FAKE_GPU_USES", str(path))
-    return lambda found: path.write_text(json.dumps({"PRETEND-0000": found})) and None
+    return lambda found: write_whole(path, json.dumps({"PRETEND-0000": found}))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pytest
 from drivers import LIMITS
 from servematrix import gpus
 from servematrix.engines.base import EnvironmentProblem, MachineFailed
+from servematrix.folders import write_whole
 from servematrix.gpus import GIB, Gpu, lease_files, leases
 from servematrix.gpus.leases import Lease
 
@@ -51,7 +52,8 @@ def uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]
     monkeypatch.setenv("SERVEMATRIX_FAKE_GPU_USES", str(path))
 
     def say(**found: Any) -> None:
-        path.write_text(json.dumps({f"PRETEND-000{name[1:]}": one for name, one in found.items()}))
+        told = {f"PRETEND-000{name[1:]}": one for name, one in found.items()}
+        write_whole(path, json.dumps(told))  # somebody may just be reading it
 
     say()
     return say
