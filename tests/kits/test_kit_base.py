@@ -182,15 +182,11 @@ def test_who_is_at_fault_decides_the_outcome(run_kit, error, faults, outcome):
 
 
 def test_a_test_runs_beside_others_only_where_it_says_so():
-    class Asks(Kit):
-        kit = "sample"
+    def method(self: Kit) -> Verdict:
+        raise AssertionError("not reached")
 
-        @concludes("sample", beside_others=True)
-        def test_it(self) -> Verdict:
-            raise AssertionError("not reached")
-
-    assert Asks.test_it.beside_others is True
-    assert Sample.test_it.beside_others is False
+    assert concludes("sample")(method).beside_others is False
+    assert concludes("sample", beside_others=True)(method).beside_others is True
 
 
 def test_a_verdict_is_printed_with_its_kit_and_test(run_kit, capsys):
