@@ -146,7 +146,8 @@ def main() -> None:
     for one in judged.unclear:
         console.print(f"ended as {one.status!r}: a mutant of {one.module}.{one.function}")
     for change in judged.outlived:
-        console.print(f"no such survivor any more, take it out of {EXPLAINED.name}: {change}")
+        outlived = f"no such survivor any more, take it out of {EXPLAINED.name}: {change}"
+        console.print(outlived, markup=False, soft_wrap=True)
     for change in judged.unexplained:
         console.print(f"neither killed nor explained: {change}", markup=False, soft_wrap=True)
     console.print(f"{time.monotonic() - began:.0f} s")

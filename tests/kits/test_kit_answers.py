@@ -70,6 +70,21 @@ def test_each_wrong_field_is_named_with_what_was_found():
     assert second.endswith("(found '" + "x" * 79 + ")")
 
 
+@pytest.mark.parametrize(("faults", "rest"), [(5, ""), (6, "; and 1 more"), (8, "; and 3 more")])
+def test_five_wrong_fields_are_named_and_the_rest_counted(faults, rest):
+    models = [{"id": "m", "object": "model", "max_model_len": 0}] * faults
+    found = answers.parse(answers.ModelListing, {"object": "list", "data": models})
+    assert found.count("max_model_len: ") == 5
+    assert found.endswith(f"(found 0){rest}")
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(-1e9, True), (-1.1e9, False), (0, True), (0.1, True), (0.11, False)]
+)
+def test_a_log_probability_lies_within_its_limits(value, kept):
+    assert answers.logprob(value) == (value if kept else None)
+
+
 def test_a_missing_field_and_a_wrong_object_are_told_without_their_whole():
     assert "found" not in answers.parse(answers.ModelInfo, {"model_path": "m"})
     assert answers.parse(answers.ModelInfo, []).startswith("the answer: ")

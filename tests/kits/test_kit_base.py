@@ -181,6 +181,14 @@ def test_who_is_at_fault_decides_the_outcome(run_kit, error, faults, outcome):
     assert ran.verdict.reason == str(error)
 
 
+def test_a_test_runs_beside_others_only_where_it_says_so():
+    def method(self: Kit) -> Verdict:
+        raise AssertionError("not reached")
+
+    assert concludes("sample")(method).beside_others is False
+    assert concludes("sample", beside_others=True)(method).beside_others is True
+
+
 def test_a_verdict_is_printed_with_its_kit_and_test(run_kit, capsys):
     run_kit(Sample, "test_it", returns=Verdict("pass", "the rule", "the reason"))
     assert capsys.readouterr().out == "sample.test_it: pass: the reason\n"

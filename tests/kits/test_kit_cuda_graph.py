@@ -98,6 +98,8 @@ def test_batches_follow_what_the_server_tells(run, server, info, batches):
         ({"cuda_graph_config": [], "cuda_graph_max_bs_decode": 2}, (True, 2)),
         ({"cuda_graph_max_bs_decode": 2, "cuda_graph_max_bs": 4}, (True, 2)),
         ({"cuda_graph_max_bs_decode": None, "cuda_graph_max_bs": 4}, (True, 4)),
+        ({"cuda_graph_max_bs": 8192}, (True, 8192)),
+        ({"cuda_graph_max_bs": 8193}, (True, None)),
         ({"disable_cuda_graph": True}, (False, None)),
         ({"disable_decode_cuda_graph": True}, (False, None)),
     ],
@@ -123,6 +125,27 @@ def test_graphs_are_as_each_version_tells_them(info, told):
 )
 def test_batches_reach_one_beyond_the_largest_graph_if_so_many_run(info, enabled, max_bs, batches):
     assert _batches(info, enabled, max_bs) == batches
+
+
+@pytest.mark.parametrize(("eager", "share"), [(96, 0.5), (0, 1.0)])
+def test_the_share_is_told_also_where_half_have_a_graph(run, server, eager, share):
+    whole = server._count
+
+    def count(batch, passes):
+        whole(batch, passes)
+        if batch == 5:
+            server._passes["decode_none"] += eager
+
+    server._count, server.graph = count, lambda batch: True
+    told = {name: value for _, name, value, _ in run().reporter.measurements}
+    assert told["graph_share_at_5"] == share
+
+
+def test_no_share_is_told_where_no_pass_was_counted(run, server):
+    server._count(1, 1)
+    server._count = lambda batch, passes: None
+    told = {name: value for _, name, value, _ in run().reporter.measurements}
+    assert told["graph_share_at_1"] is None
 
 
 def test_passes_before_the_measurement_are_not_counted(run, server):

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from servematrix.gates import occupancy, sequential, throughput, trace
+from servematrix.gates.verdict import Verdict
 from servematrix.kits import FwdOccupancyMixin, scrapes
 from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
-from servematrix.kits.fwd_occupancy import _ROWS, _Server
+from servematrix.kits.fwd_occupancy import _ROWS, _Part, _Server
+from servematrix.kits.long_request import Ended, Latency
 
 TEST = "test_fwd_occupancy"
 FAST = {
@@ -415,6 +418,17 @@ def test_the_trace_says_what_it_is_of(run, scripted):
     assert one["meta_info"]["completion_tokens"] == 400
     assert (one["stopped_early"], one["failed_scrapes"]) == (False, 0)
     assert len(one["samples"]) >= 11
+
+
+def test_times_between_tokens_are_kept_to_a_microsecond():
+    part = _Part(
+        Verdict("pass", "", ""),
+        scrapes.Watched([], 0, None),
+        Ended({}, None, 1.0),
+        Latency(gaps_ms=(1.23456, 2.0)),
+    )
+    assert part.trace()["gaps_ms"] == [1.235, 2.0]
+    assert replace(part, timing=None).trace()["gaps_ms"] == []
 
 
 def test_prompts_come_first_long_and_last(run, scripted):

@@ -14,7 +14,15 @@ from servematrix.client import Client
 from servematrix.kits import HellaswagMixin
 from servematrix.kits.base import Inconclusive, MeasurementError, NotApplicable, VerdictFailed
 from servematrix.kits.hellaswag import _UNITS, _numbers
-from servematrix.kits.scoring import Scored, ScoringError, _length, _scored, examples, score
+from servematrix.kits.scoring import (
+    Scored,
+    ScoringError,
+    _length,
+    _scored,
+    examples,
+    likeliest,
+    score,
+)
 
 TEST = "test_accuracy_floor"
 
@@ -99,6 +107,11 @@ def test_length_does_not_decide():
     assert scored.prediction == 0
 
 
+def test_an_ending_without_its_tokens_is_no_ending():
+    with pytest.raises(ValueError, match="longer"):
+        likeliest((-8.0,), (8, 4))
+
+
 def test_batches_that_answer_otherwise_fail(run, scripted):
     """What is right one by one is wrong in a batch of several."""
 
@@ -132,7 +145,8 @@ def test_a_short_list_is_an_error(run, scripted):
         return body
 
     scripted.edit = edit
-    ran = run()
+    # of two batches under way at once either may be answered first
+    ran = run(hellaswag_parallel=1)
     assert isinstance(ran.raised, MeasurementError)
     assert "item 0, ending 0: 4 log-probabilities" in ran.verdict.reason
 
@@ -320,6 +334,18 @@ def test_an_ending_of_one_token_is_scored_and_its_cached_tokens_are_kept():
     assert (found.n0, found.joined, found.prediction) == (3, False, 0)
 
 
+@pytest.mark.parametrize(("cached", "kept"), [(4, 4), (0, 0), (None, 0)])
+def test_at_most_the_whole_text_is_cached(cached, kept):
+    found = _scored(ITEM, 3, iter([answer([-1.0], cached=cached), answer([-2.0])]))
+    assert found.cached == (kept, 0)
+
+
+@pytest.mark.parametrize("cached", [5, -1, "2", 1.5, [2]])
+def test_cached_tokens_that_cannot_be_are_an_error(cached):
+    with pytest.raises(ScoringError, match=r"item 7, ending 0: cached_tokens .* of 4 tokens"):
+        _scored(ITEM, 3, iter([answer([-1.0], cached=cached), answer([-2.0])]))
+
+
 def test_an_ending_without_a_token_of_its_own_is_an_error():
     with pytest.raises(ScoringError, match="ending 1: 1 log-prob"):
         _scored(ITEM, 3, iter([answer([-1.0]), answer([])]))
@@ -330,14 +356,15 @@ def test_an_item_whose_context_is_cut_in_two_ways_is_joined():
     assert not _scored(ITEM, 3, iter([answer([-1.0]), answer([-1.0])])).joined
 
 
-@pytest.mark.parametrize("n0", [0, -1, None, "3"])
+@pytest.mark.parametrize("n0", [0, -1, 10**9 + 1, None, "3"])
 def test_a_context_without_tokens_is_an_error(n0):
     with pytest.raises(ScoringError, match="item 7: its context has prompt_tokens"):
         _length({"meta_info": {"prompt_tokens": n0}}, ITEM)
 
 
-def test_a_context_of_one_token_has_a_length():
-    assert _length({"meta_info": {"prompt_tokens": 1}}, ITEM) == 1
+@pytest.mark.parametrize("n0", [1, 10**9])
+def test_a_context_has_a_length_from_one_token_on(n0):
+    assert _length({"meta_info": {"prompt_tokens": n0}}, ITEM) == n0
 
 
 def test_log_probabilities_are_kept_to_six_digits():

@@ -113,7 +113,9 @@ def test_a_failure_gives_up_requests_that_have_not_begun(client):
 
 
 @pytest.mark.parametrize(
-    ("cached", "tokens"), [(1, 1), (2, 0), (0, 0), (None, 0), ("1", 0)], ids=lambda one: repr(one)
+    ("cached", "tokens"),
+    [(1, 1), (2, 0), (0, 0), (-1, 0), (None, 0), ("1", 0)],
+    ids=lambda one: repr(one),
 )
 def test_cached_tokens_are_those_that_the_server_counts(cached, tokens):
     assert Decoded(Prompt("a", (1,)), (1,), (-1.0,), {"cached_tokens": cached}).cached == tokens
@@ -186,12 +188,14 @@ def test_a_value_that_is_no_finite_number_is_refused(entry):
         list(logprobs._values([entry]))
 
 
-@pytest.mark.parametrize("entry", [[], [-1.0], [-1.0, "x"], [-1.0, None], "xy", None])
+@pytest.mark.parametrize(
+    "entry", [[], [-1.0], [-1.0, "x"], [-1.0, None], [-1.0, -1], [-1.0, 2**31 + 1], "xy", None]
+)
 def test_an_entry_without_a_token_id_is_refused(entry):
     with pytest.raises(MalformedAnswer, match="no entry"):
         list(logprobs._ids([entry]))
 
 
 def test_an_entry_needs_a_value_and_an_id_and_no_text():
-    assert list(logprobs._ids([[-1.0, 5]])) == [5]
+    assert list(logprobs._ids([[-1.0, 5], [-1.0, 0], [-1.0, 2**31]])) == [5, 0, 2**31]
     assert list(logprobs._values([[-1]])) == [-1.0]

@@ -52,6 +52,7 @@ def test_times_between_tokens_are_those_of_their_events():
     assert found.decode_tokens_per_s == pytest.approx(4 / 1.25)
     assert found.itl_p50_ms == pytest.approx(250.0)
     assert found.itl_p99_ms == pytest.approx(500.0)
+    assert found.gaps_ms == pytest.approx((250.0, 250.0, 250.0, 500.0))
 
 
 def test_percentiles_are_of_the_sorted_gaps():
@@ -61,6 +62,7 @@ def test_percentiles_are_of_the_sorted_gaps():
     found = streamed(*(event(t, i + 1) for i, t in enumerate(times)), Event(times[-1], DONE))
     assert found.itl_p50_ms == pytest.approx(101.0)
     assert found.itl_p99_ms == pytest.approx(199.0)
+    assert found.gaps_ms == pytest.approx([200.0 - i for i in range(200)])
 
 
 def test_one_event_has_a_first_token_and_no_rate():
@@ -100,6 +102,21 @@ def test_an_event_without_a_count_is_shown(raw, told):
     with pytest.raises(MalformedAnswer) as raised:
         streamed(Event(0.0, raw), Event(0.0, DONE))
     assert told in str(raised.value)
+
+
+def test_the_last_pass_may_reach_twice_the_tokens_asked_for_and_no_more():
+    """With speculation it does go beyond them."""
+    found = streamed(event(0.5, 500), event(1.0, 1000), Event(1.0, DONE))
+    assert len(found.gaps_ms) == 500
+
+
+@pytest.mark.parametrize("digits", ["1001", "01000", "9" * 1000])
+def test_a_count_beyond_what_can_be_is_told(digits):
+    raw = b'data: {"completion_tokens": %s}\n\n' % digits.encode()
+    with pytest.raises(MalformedAnswer, match="tokens, 1000 at most") as raised:
+        streamed(Event(0.5, raw), Event(1.0, DONE))
+    assert digits[:20] in str(raised.value)
+    assert len(str(raised.value)) < 100
 
 
 def test_a_stream_without_an_end_is_told():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
+from servematrix.gates import occupancy
+from servematrix.gates.sequential import Decision
 from servematrix.gates.verdict import Verdict
+from servematrix.gates.windows import RankReading, Scrape
 from servematrix.kits import FwdOccupancyMixin, HellaswagMixin, fwd_occupancy
 from servematrix.kits.base import Kit, VerdictFailed, concludes
 
@@ -92,6 +96,58 @@ def test_occupancy_tells_its_windows_and_how_the_decision_stands(run_kit, monkey
     assert waiting.ended == ["fwd_occupancy"]
 
 
+LIMITS = occupancy.Limits(95, 5, 40, 3, startup_seconds=0, block_windows=2)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """What the kit takes for the time, in seconds."""
+    found = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(fwd_occupancy, "time", SimpleNamespace(monotonic=lambda: found.now))
+    return found
+
+
+def scrapes(windows: int) -> list[Scrape]:
+    """So many fresh windows after one that is stale, half a second apart."""
+    return [
+        Scrape(0.5 * i, 0.0, True, {"0": RankReading("0", 1.0, 0.0, 97.0 + i / 100)})
+        for i in range(windows + 1)
+    ]
+
+
+def test_windows_are_told_at_once_and_then_each_half_second(waiting, clock):
+    """To tell them all scrapes are read, which takes the time of the next scrape."""
+    kit = FwdOccupancyMixin()
+    kit.progress = waiting
+    each = kit._FwdOccupancyMixin__each(LIMITS)
+    for windows, clock.now in enumerate([1000.0, 1000.25, 1000.5, 1000.75, 1001.25], start=1):
+        each(scrapes(windows))
+    assert [(phase, detail.split(" in ")[0]) for _, phase, detail in waiting.told] == [
+        ("one long request", "1 windows"),
+        ("one long request", "3 windows"),
+        ("one long request", "5 windows"),
+    ]
+
+
+def test_nothing_is_told_before_the_first_window(waiting, clock):
+    kit = FwdOccupancyMixin()
+    kit.progress = waiting
+    kit._FwdOccupancyMixin__each(LIMITS)(scrapes(0))
+    assert waiting.told == []
+
+
+def test_windows_are_not_looked_at_where_nobody_waits(clock):
+    FwdOccupancyMixin()._FwdOccupancyMixin__each(LIMITS)(None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "clear"), [("pass", "clear"), ("fail", "clear"), (None, "not clear yet")]
+)
+def test_how_a_decision_stands_is_told_in_one_line(outcome, clear):
+    told = fwd_occupancy._so_far(Decision(outcome, 2.06, windows=9, good=1, bad=2), 97.5)
+    assert told == f"9 windows in 2.1 s, 1 of 3 blocks above 97.5 %, {clear}"
+
+
 class Own(Kit):
     kit = "own"
     outcome = "pass"
@@ -117,6 +173,13 @@ def test_a_test_is_over_however_it_ends(waiting, outcome, raised):
             own.test_own()
     assert waiting.told == [("own", "thinks", "1 of 2")]
     assert waiting.ended == ["own"]
+
+
+def test_a_phase_needs_no_detail(waiting):
+    own = Own()
+    own.progress = waiting
+    own.progressed("thinks")
+    assert waiting.told == [("own", "thinks", "")]
 
 
 def test_a_kit_without_anybody_who_waits_prints_nothing_of_it(capsys):

@@ -181,7 +181,7 @@ def parse(model: type[A], body: object) -> A | str:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        faults = error.errors(include_url=False)
+        faults = error.errors()
         told = [
             f"{'.'.join(str(part) for part in fault['loc']) or 'the answer':.200}: {fault['msg']}"
             + _found(fault["input"])

@@ -133,8 +133,9 @@ def _batches(info: Mapping[str, Any], enabled: bool, max_bs: int | None) -> list
     states = info.get("internal_states")
     state = states[0] if isinstance(states, list) and states else None
     named = state.get("effective_max_running_requests_per_dp") if isinstance(state, dict) else None
-    most = _batch(named) or max_bs + 1
-    return [batch for batch in sorted({max_bs, max_bs + 1} - {1}) if batch <= most]
+    most = _batch(named)
+    wanted = sorted({max_bs, max_bs + 1} - {1})
+    return [batch for batch in wanted if most is None or batch <= most]
 
 
 def _batch(value: object) -> int | None:

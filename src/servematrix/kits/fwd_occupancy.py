@@ -6,6 +6,7 @@ moves this number before it moves any batched throughput.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -199,7 +200,7 @@ class FwdOccupancyMixin(Kit):
             longest_interval=self.fwd_occupancy_scrape_interval,
             batches=server.decode_log_interval,
             clear=clear,
-            each=self.__each(request, limits),
+            each=self.__each(limits),
         )
         ended = request.result()
         timing = Latency()
@@ -214,15 +215,13 @@ class FwdOccupancyMixin(Kit):
         judged = self.__judge(server, limits, watched, ended, timing)
         return _Part(judged, watched, ended, timing)
 
-    def __each(
-        self, request: LongRequest, limits: occupancy.Limits
-    ) -> Callable[[Sequence[Scrape]], None]:
+    def __each(self, limits: occupancy.Limits) -> Callable[[Sequence[Scrape]], None]:
         """Return what tells the windows so far, at most twice a second: it reads all scrapes."""
-        told = -_TELL_SECONDS
+        told = -math.inf
 
         def each(seen: Sequence[Scrape]) -> None:
             nonlocal told
-            now = time.monotonic() - request.sent
+            now = time.monotonic()
             if self.progress is None or now - told < _TELL_SECONDS:
                 return
             told = now
@@ -331,7 +330,7 @@ class FwdOccupancyMixin(Kit):
 def _so_far(decision: Decision, threshold: float) -> str:
     """Say how a decision stands: `9 windows in 2.1 s, 2 of 3 blocks above 97 %, not clear yet`."""
     blocks = decision.good + decision.bad
-    clear = {"pass": "clear", "fail": "clear", None: "not clear yet"}[decision.outcome]
+    clear = "not clear yet" if decision.outcome is None else "clear"
     return (
         f"{decision.windows} windows in {decision.seconds:.1f} s, {decision.good} of {blocks}"
         f" blocks above {threshold:g} %, {clear}"
