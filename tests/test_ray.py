@@ -202,8 +202,12 @@ class Project:
     shared: Path
     address: str
 
-    def start(self, *options: str, **variables: str) -> subprocess.Popen[str]:
-        """Start a run on the cluster."""
+    @property
+    def output(self) -> Path:
+        return self.folder.parent / "output.txt"
+
+    def start(self, *options: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start a run on the cluster; what it prints goes to `output`."""
         at = ("--ray-address", self.address) if self.address else ()
         where = ("--executor", "ray", *at)
         command = [sys.executable, "-m", "pytest", "--engine", "reference", *where, *options]
@@ -211,19 +215,16 @@ class Project:
             command,
             cwd=self.folder,
             env=os.environ | {"SERVEMATRIX_FAKE_GPUS": "3"} | variables,
-            stdout=subprocess.PIPE,
+            stdout=self.output.open("w"),
             stderr=subprocess.STDOUT,
-            text=True,
         )
 
     def run(self, *options: str, **variables: str) -> tuple[int, str]:
         """Run to the end; returns the status and what was printed."""
         return self.finish(self.start(*options, **variables))
 
-    @staticmethod
-    def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-        text, _ = process.communicate(timeout=SECONDS)
-        return process.returncode, text
+    def finish(self, process: subprocess.Popen[bytes]) -> tuple[int, str]:
+        return process.wait(SECONDS), self.output.read_text()
 
     @property
     def latest(self) -> Path:
@@ -232,10 +233,18 @@ class Project:
     def recorded(self, kind: str) -> list[dict[str, Any]]:
         return [one for one in records.read(self.latest) if one["kind"] == kind]
 
-    def held(self) -> dict[str, Any]:
+    def held(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         """Wait until the last test of a cell `held` waits; returns where that is."""
-        wait((self.shared / "held").exists, "the third test")
-        wait(lambda: len(self.recorded("verdict")) == 2, "two verdicts on disk")
+
+        def is_held() -> bool:
+            assert process.poll() is None, self.output.read_text()
+            return (self.shared / "held").exists() and len(self.recorded("verdict")) == 2
+
+        try:
+            wait(is_held, "the third test, and two verdicts on disk")
+        except AssertionError as error:
+            error.add_note(self.output.read_text())
+            raise
         return self.recorded("node")[-1]
 
 
@@ -314,7 +323,7 @@ def list_of(own: list[dict[str, Any]], one: dict[str, Any]) -> int:
 def test_the_cells_of_a_lost_node_run_again_elsewhere(project: Project, nodes: Nodes) -> None:
     first, second = nodes.add(1, "T4"), nodes.add(1, "T4")
     process = project.start("--config", "held")
-    before = project.held()["node_id"]
+    before = project.held(process)["node_id"]
     nodes.kill(before)
     wait(lambda: project.recorded("lost"), "the loss to be noticed")
     (project.shared / "go").touch()
@@ -352,7 +361,7 @@ def runs_on_nodes(mark: str) -> list[str]:
 def test_a_killed_run_leaves_nothing_and_goes_on(project: Project, nodes: Nodes, mark: str) -> None:
     node = nodes.add(1, "T4")
     process = project.start("--config", "held")
-    project.held()
+    project.held(process)
     assert runs_on_nodes(mark)
     process.kill()
     project.finish(process)
@@ -360,7 +369,7 @@ def test_a_killed_run_leaves_nothing_and_goes_on(project: Project, nodes: Nodes,
     # taken up, and interrupted by a person
     (project.shared / "held").unlink()
     process = project.start("--config", "held", "--resume", "latest")
-    project.held()
+    project.held(process)
     wait(lambda: len(project.recorded("cell")) == 2, "the second server")
     process.send_signal(signal.SIGINT)
     status, text = project.finish(process)
