@@ -271,6 +271,7 @@ class Elsewhere(dispatch.Elsewhere):
 
 dispatch.Elsewhere = Elsewhere
 """
+WAIVED = {"expires": "2999-01-01", "reason": "known", "link": "https://example.org/1"}
 BEGAN = {"what": "began", "host": "a", "node": "10.0.0.1", "node_id": "1", "assigned": ""}
 
 
@@ -288,7 +289,9 @@ def record(kind: str, **fields: Any) -> dict[str, Any]:
     return event("record", line=line, file=None)
 
 
-def concluded(test: str, fate: str, outcome: str, reason: str = "because") -> list[dict[str, Any]]:
+def concluded(
+    test: str, fate: str, outcome: str, reason: str = "because", **more: Any
+) -> list[dict[str, Any]]:
     """What a node tells of a test with this verdict."""
     nodeid = named(test, fate)
     cell = nodeid.partition("[")[2][:-1]
@@ -310,7 +313,7 @@ def concluded(test: str, fate: str, outcome: str, reason: str = "because") -> li
         "user_properties": [*map(list, properties.items()), ["answered", "it"]],
     }
     return [
-        record("verdict", nodeid=nodeid, verdict=outcome, **own),
+        record("verdict", nodeid=nodeid, verdict=outcome, **own, **more),
         event("report", report=report),
     ]
 
@@ -376,6 +379,21 @@ def test_each_cell_of_a_run_has_its_own_fate(told) -> None:
             event("began"),
             *concluded("first", "gate", "pass"),
         ],
+        "cut": [  # its node is lost between what is on disk and what pytest is told
+            event("began"),
+            concluded("first", "cut", "pass")[0],
+            concluded("second", "cut", "fail", "1 < 2")[0],
+            {"lost": "NodeDiedError"},
+            event("began"),
+            *concluded("first", "cut", "pass"),
+        ],
+        "waived": [
+            event("began"),
+            concluded("second", "waived", "fail", waived=WAIVED)[0],
+            {"lost": "NodeDiedError"},
+            event("began"),
+            *concluded("first", "waived", "pass"),
+        ],
         "late": [  # its node is lost when all is said
             event("began"),
             *concluded("first", "late", "pass"),
@@ -401,12 +419,14 @@ def test_each_cell_of_a_run_has_its_own_fate(told) -> None:
         "whole": ["pass", "fail"],
         # a failed gate is not tried again, on no node
         "gate": ["fail", "pass"],
+        "cut": ["fail", "pass"],
+        "waived": ["fail", "pass"],
         "late": ["pass", "pass"],
         "lost": ["error", "error"],
         "task": ["error", "error"],
         "silent": ["pass", "error"],
     }
-    assert "2 fail, 5 pass" in result.outlines[-1].replace("5 error, ", "")
+    assert "5 error, 3 fail, 7 pass, 1 waived" in result.outlines[-1]
     assert all(one["node"] == "a (10.0.0.1)" for one in verdicts["whole"])
     assert verdicts["whole"][0]["time"] > "2026-01-02", "this machine's clock"
     assert Path("results/latest/mine-fate=whole.log").read_text() == "the log"
@@ -416,15 +436,26 @@ def test_each_cell_of_a_run_has_its_own_fate(told) -> None:
     assert records.attached(Path("results/latest"), "files/passwd.json") == [1, 2]
     # what was run again
     lost_ones = [(one["cell"][10:-1], one["attempt"]) for one in recorded("lost")]
-    assert sorted(lost_ones) == [("gate", 1), ("lost", 1), ("lost", 2), ("lost", 3)]
+    assert sorted(lost_ones) == [
+        *(("cut", 1), ("gate", 1)),
+        *(("lost", attempt) for attempt in (1, 2, 3)),
+        ("waived", 1),
+    ]
     (gate,) = (one for one in recorded("lost") if one["cell"] == "mine(fate=gate)")
     assert gate["again"] == [named("first", "gate"), "shutdown[mine(fate=gate)]"]
     orders = [one["arguments"] for one in json.loads(Path("orders.json").read_text())]
     assert sum(named("second", "gate") in one for one in orders) == 1
     assert sum(named("first", "gate") in one for one in orders) == 2
+    assert sum(named("second", "cut") in one for one in orders) == 1
+    assert "fail: test_second[mine(fate=cut)]: 1 < 2" in result.outlines
+    (cut,) = (one for one in recorded("lost") if one["cell"] == "mine(fate=cut)")
+    assert cut["verdicts"] == {"fail": 1, "pass": 1}
     assert sum(named("first", "task") in one for one in orders) == 1
     text = str(result.stdout)
-    assert "0 verdicts of it do not count, 1 failed stand; the cell runs again" in text
+    assert "waived: test_second[mine(fate=waived)]: because" in text
+    for others in (0, 1):
+        told_again = f"do not count: {others}, that failed and stand: 1; the cell runs again"
+        assert told_again in text
     # why there is no verdict
     again = "its node was lost 3 times, the last time a (10.0.0.1): NodeDiedError"
     assert again in verdicts["lost"][0]["reason"]

@@ -171,7 +171,7 @@ def _read(folder: Path, header: Record, hidden: Secrets | None) -> Kept:
     finished = {nodeid: one for nodeid, one in verdicts.items() if nodeid not in again}
     return Kept(
         nodeids=list(finished),
-        verdicts=[_earlier(one, served.get(one["cell"]), deaths) for one in finished.values()],
+        verdicts=[earlier(one, served.get(one["cell"]), deaths) for one in finished.values()],
         again=again,
         answered={cell: answers(one["versions"], one["model"]) for cell, one in served.items()},
         folder=folder,
@@ -252,7 +252,8 @@ def _at(record: Record) -> datetime.datetime:
     return datetime.datetime.fromisoformat(record["time"])
 
 
-def _earlier(verdict: Record, served: Record | None, deaths: Sequence[Record]) -> Earlier:
+def earlier(verdict: Record, served: Record | None, deaths: Sequence[Record]) -> Earlier:
+    """A recorded verdict; `served` is the record of its cell's server, if there was one."""
     died = any(
         one["cell"] == verdict["cell"]
         and verdict["kit"] != SHUTDOWN

@@ -167,6 +167,7 @@ class Dispatcher:
         """Note a lost attempt and start the next one; False where there is none."""
         where = part.place if part.host else "its node"
         verdicts = part.verdicts()
+        self._incoming.keep_failed(part)
         again = part.forget()
         stands = len(part.reports)
         last = part.attempt == ATTEMPTS or len(again) == 1
@@ -180,8 +181,8 @@ class Dispatcher:
             again=again,
         )
         told = f"{part.planned.id}: lost {where} in attempt {part.attempt} of {ATTEMPTS} ({lost})"
-        told += f"; {len(verdicts) - stands} verdicts of it do not count"
-        told += f", {stands} failed stand" if stands else ""
+        told += f"; verdicts of it that do not count: {len(verdicts) - stands}"
+        told += f", that failed and stand: {stands}" if stands else ""
         told += "" if last else "; the cell runs again"
         self._lost.append(told)
         self._say(told)

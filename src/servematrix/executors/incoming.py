@@ -11,10 +11,11 @@ import pytest
 
 from servematrix import outside, provenance
 from servematrix import records as record_files
+from servematrix.executors import reports
 from servematrix.executors.part import Part
 from servematrix.exit_codes import Exit
 from servematrix.records import RecordsError, Run
-from servematrix.resume import Kept
+from servematrix.resume import Kept, earlier
 from servematrix.served import answers
 
 Event = Mapping[str, Any]
@@ -48,6 +49,17 @@ class Incoming:
                 f"{part.planned.id}: {part.place} tells what is not understood: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def keep_failed(self, part: Part) -> None:
+        """Report the failed gates of a lost attempt whose own reports were lost with its node.
+
+        A failed gate is never tried again until it passes.
+        """
+        for item in part.missing():
+            record = part.judged.get(item.nodeid)
+            if record is not None and record["verdict"] == "fail":
+                failure = earlier(record, part.served, ())
+                self._keep(part, reports.of_failure(item, failure, record["rule"]))
 
     def give(self, part: Part) -> None:
         """Give pytest the reports of the tests that have a verdict, in the order of the tests."""
@@ -88,6 +100,9 @@ class Incoming:
                 self._check_kept(part, record)
                 record |= {"in_place_of": list(part.planned.cell.in_place_of)}
                 record |= {"attempt": part.attempt}
+                part.served = record
+            elif kind == "verdict" and part.has(record["nodeid"]):
+                part.judged[record["nodeid"]] = record
             if event["file"] is not None:
                 payload = json.loads(outside.unpacked(event["file"]))
                 record["path"] = self._records.attach(Path(record["path"]).stem, payload)
@@ -120,10 +135,14 @@ class Incoming:
         found: pytest.TestReport = self._config.hook.pytest_report_from_serializable(
             config=self._config, data=event["report"]
         )
-        if found.nodeid in {item.nodeid for item in part.items}:
+        if part.has(found.nodeid):
             _with_tuples(found)
-            found.user_properties += [("node", part.place), *(("gpu", name) for name in part.gpus)]
-            part.reports.setdefault(found.nodeid, []).append(found)
+            self._keep(part, found)
+
+    @staticmethod
+    def _keep(part: Part, report: pytest.TestReport) -> None:
+        report.user_properties += [("node", part.place), *(("gpu", name) for name in part.gpus)]
+        part.reports.setdefault(report.nodeid, []).append(report)
 
     def _log(self, part: Part, event: Event) -> None:
         path = self._records.unused(part.planned.slug, ".log")

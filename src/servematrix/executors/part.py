@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,6 +42,10 @@ class Part:
     """Since when no node could take it (monotonic seconds)."""
     reports: dict[str, list[pytest.TestReport]] = field(default_factory=dict)
     """By test. They are held until the cell is whole: nobody can take back what pytest was told."""
+    judged: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By test, the records of the attempt's verdicts: they come before the reports."""
+    served: Mapping[str, Any] | None = None
+    """The record of the attempt's server."""
     ended: str = ""
     """How the run on the node ended, with the end of its output; empty while it goes on."""
 
@@ -50,13 +54,19 @@ class Part:
         """Host and address, for people."""
         return f"{self.host} ({self.node})"
 
+    def has(self, nodeid: str) -> bool:
+        """Whether a test is one of this cell."""
+        return any(item.nodeid == nodeid for item in self.items)
+
     def to_run(self) -> list[str]:
         """The tests that an attempt is given: all but those of which something stands."""
         return [item.nodeid for item in self.items if item.nodeid not in self.reports]
 
     def verdicts(self) -> list[str]:
         """The verdicts that are known so far."""
-        return [found for found in map(verdict_of, self.reports.values()) if found]
+        recorded = {nodeid: str(one["verdict"]) for nodeid, one in self.judged.items()}
+        reported = {nodeid: verdict_of(found) for nodeid, found in self.reports.items()}
+        return [found for found in (recorded | reported).values() if found]
 
     def forget(self) -> list[str]:
         """Forget what a lost attempt had found, but for failed gates; returns what runs again.
@@ -66,6 +76,7 @@ class Part:
         self.reports = {
             nodeid: found for nodeid, found in self.reports.items() if verdict_of(found) == "fail"
         }
+        self.judged, self.served = {}, None
         self.host = self.node = ""
         return [*self.to_run(), f"{SHUTDOWN}[{self.planned.id}]"]
 

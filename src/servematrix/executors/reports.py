@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from servematrix.resume import Earlier
 
 FILE = "SERVEMATRIX_REPORTS"
 """The variable that names the file."""
@@ -29,6 +32,21 @@ class WrittenReports:
         data = hook.pytest_report_to_serializable(config=self._config, report=report)
         with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(data, default=str) + "\n")
+
+
+def of_failure(item: pytest.Item, failure: Earlier, rule: str) -> pytest.TestReport:
+    """The report of a test whose recorded failure is all that is known of it."""
+    reason = f"fail: {failure.reason}"
+    waived = (str(item.path), item.location[1] or 0, reason) if failure.waived else None
+    return pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords={},
+        outcome="skipped" if waived else "failed",
+        longrepr=waived or f"{reason}\nrule: {rule}",
+        when="call",
+        user_properties=list(asdict(failure).items()),
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
