@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from servematrix import config as configs
 from servematrix import provenance, records
 from servematrix.config import ConfigError
 from servematrix.engines.base import EnvironmentProblem
-from servematrix.executors import attempt, scratch, usage
+from servematrix.executors import attempt, quiet, scratch, usage
 from servematrix.executors.cluster import Demand, Node
 from servematrix.executors.incoming import Incoming
 from servematrix.executors.part import Part, demand
@@ -144,6 +146,26 @@ def verdict(cell: str, nodeid: str, outcome: str = "pass") -> dict[str, Any]:
     return {"kind": "verdict", "cell": cell, "nodeid": nodeid, "verdict": outcome}
 
 
+def test_ray_prints_nothing_and_others_do(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout
+
+    def printed(by: str) -> str:
+        thread = threading.Thread(target=print, args=("told",), name=by)
+        thread.start()
+        thread.join()
+        return capsys.readouterr().out
+
+    assert printed("ray_listen_error_messages") == "told\n"
+    quiet.begin()
+    quiet.begin()
+    assert printed("ray_listen_error_messages") == ""
+    assert printed("another") == "told\n"
+    print("from here")
+    assert capsys.readouterr().out == "from here\n"
+    quiet.end()
+    assert sys.stdout is before
+
+
 def test_what_a_lost_node_had_found_does_not_stand() -> None:
     h100, h200 = ({"uuid": f"GPU-{name}", "name": name} for name in ("H100", "H200"))
     found = [
@@ -228,6 +250,8 @@ class TestMine(Kit):
 
 CLUSTER = """
 import json
+import sys
+import threading
 from pathlib import Path
 
 from servematrix.executors import dispatch

@@ -11,12 +11,13 @@ import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from servematrix.engines.base import EnvironmentProblem
+from servematrix.executors import quiet
 from servematrix.interrupts import end_in_good_order
 
 STORE_BYTES: Final = 200 * 2**20
@@ -132,6 +133,7 @@ class Cluster:
             ) from error
         # Ray has put its own end in the place of ours
         end_in_good_order()
+        quiet.begin()
 
     def nodes(self) -> list[Node]:
         """The nodes that are alive now."""
@@ -165,8 +167,9 @@ class Cluster:
     def next(self, tasks: Sequence[Task], seconds: float) -> News | None:
         """Wait for the next news of any of these tasks; None where there was none in that time."""
         errors = self._ray.exceptions
-        with _quiet():
-            ready, _ = self._ray.wait(list(tasks), num_returns=1, timeout=seconds)
+        # a test that ran here has put pytest's stream back
+        quiet.begin()
+        ready, _ = self._ray.wait(list(tasks), num_returns=1, timeout=seconds)
         if not ready:
             return None
         task = ready[0]
@@ -193,8 +196,9 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; one that was started for this run ends."""
-        with _quiet():
+        with redirect_stdout(io.StringIO()):
             self._ray.shutdown()
+        quiet.end()
 
 
 def whereabouts() -> dict[str, str]:
@@ -207,16 +211,6 @@ def whereabouts() -> dict[str, str]:
         "node_id": context.get_node_id(),
         "assigned": ",".join(context.get_accelerator_ids().get("GPU", ())),
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Ray prints from its threads off the terminal.
-
-    A lost node is told by us, and by Ray in some thirty lines, also behind the last line of a run.
-    """
-    with redirect_stdout(io.StringIO()):
-        yield
 
 
 def _told(error: BaseException) -> str:
