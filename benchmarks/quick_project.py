@@ -119,6 +119,9 @@ class Project:
         project = self.folder / "project"
         (project / "suites").mkdir(parents=True)
         (self.folder / "tmp").mkdir()
+        # a process that has a title has it where its environment was, and with that our mark
+        (self.folder / "first").mkdir()
+        (self.folder / "first" / "setproctitle.py").write_text("raise ImportError\n")
         for name in ("configs", "noxfile.py", "pyproject.toml", "src"):
             (project / name).symlink_to(ROOT / name)
         (project / "suites" / "test_quick.py").write_text(_SUITE)
@@ -158,7 +161,8 @@ class Project:
         command = [sys.executable, "-m", "nox", *(["-j", "2"] if len(sessions) > 1 else [])]
         command += ["-s", *sessions, "--", "-v", "--config", "smollm2"]
         command += ["--engine", "reference", "--set", 'suites=["quick"]']
-        path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+        inner = [str(self.folder / "first"), str(ROOT / "src")]
+        path = os.pathsep.join([*inner, os.environ.get("PYTHONPATH", "")])
         inherited = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
         environment = inherited | {
             MARK: mark,

@@ -32,6 +32,8 @@ from servematrix.gpus import leases
 TARGETS: Final = ("nox", "pytest", "server", "guard", "worker")
 CLEAN_SECONDS: Final = 5.0
 """What a killed run has until nothing of it is left."""
+_MISSES: Final = 20
+"""In a row: a moment is drawn from a process's whole life, and some runs are a little shorter."""
 _PRINTED: Final = re.compile(
     r"(?P<alone>\S+::\S+) (?:PASSED|FAILED|SKIPPED)"
     r"|\] (?:PASSED|SKIPPED) (?P<by_a_worker>\S+::\S+)"
@@ -245,7 +247,7 @@ def survive(
 ) -> Iterator[Round]:
     """Kill one run after the other: each target in turn, half of the time under `-n 2`."""
     chance = random.Random(seed)
-    number = 0
+    number = missed = 0
     while number < rounds:
         target = targets[number % len(targets)]
         turn = number // len(targets)
@@ -255,6 +257,9 @@ def survive(
         moment = After(role, chance.random() * project.spans[workers][role])
         resume = number % resume_every == resume_every - 1
         done = killed(project, target, moment, workers=workers, resume=resume)
+        missed = missed + 1 if done is None else 0
+        if missed == _MISSES:
+            raise SystemExit(f"{_MISSES} runs were over before a {target} was met, {moment}")
         if done is not None:
             number += 1
             yield done

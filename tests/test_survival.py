@@ -40,7 +40,10 @@ class Reached:
 
 @pytest.mark.parametrize(
     ("target", "workers"),
-    [("nox", False), ("nox", True), ("pytest", False), ("pytest", True), ("server", False)],
+    [
+        *(("nox", False), ("nox", True), ("pytest", False), ("pytest", True), ("server", False)),
+        ("worker", True),
+    ],
 )
 def test_nothing_of_a_killed_run_is_left(survivor: Project, target: str, workers: bool) -> None:
     """A few rounds of `nox -s bench -- survival`, at a moment at which servers run."""
