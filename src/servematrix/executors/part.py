@@ -66,7 +66,9 @@ class Part:
         """The verdicts that are known so far."""
         recorded = {nodeid: str(one["verdict"]) for nodeid, one in self.judged.items()}
         reported = {nodeid: verdict_of(found) for nodeid, found in self.reports.items()}
-        return [found for found in (recorded | reported).values() if found]
+        # of a test in its course there is a report already, without a verdict
+        known = recorded | {nodeid: found for nodeid, found in reported.items() if found}
+        return list(known.values())
 
     def forget(self) -> list[str]:
         """Forget what a lost attempt had found, but for failed gates; returns what runs again.
