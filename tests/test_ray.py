@@ -212,13 +212,14 @@ class Project:
         at = ("--ray-address", self.address) if self.address else ()
         where = ("--executor", "ray", *at)
         command = [sys.executable, "-m", "pytest", "--engine", "reference", *where, *options]
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=os.environ | {"SERVEMATRIX_FAKE_GPUS": "3"} | variables,
-            stdout=self.output.open("w"),
-            stderr=subprocess.STDOUT,
-        )
+        with self.output.open("w") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=os.environ | {"SERVEMATRIX_FAKE_GPUS": "3"} | variables,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
     def run(self, *options: str, **variables: str) -> tuple[int, str]:
         """Run to the end; returns the status and what was printed."""
@@ -238,7 +239,7 @@ class Project:
         """Wait until the last test of a cell `held` waits; returns where that is."""
 
         def is_held() -> bool:
-            assert process.poll() is None, self.output.read_text()
+            assert process.poll() is None, "the run has ended"
             return (self.shared / "held").exists() and len(self.recorded("verdict")) == 2
 
         try:

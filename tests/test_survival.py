@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -58,6 +59,13 @@ def test_nothing_of_a_killed_run_is_left(survivor: Project, target: str, workers
     if target in ("nox", "pytest"):
         assert done.verdicts < len(survivor.tests), "it went on to its end as if nothing had been"
     assert done.resumed == ("completed" if resume else "")
+
+
+def test_a_target_that_is_never_met_ends_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = SimpleNamespace(spans={False: {"nox": 1.0}})
+    monkeypatch.setattr(survival, "killed", lambda *_, **__: None)
+    with pytest.raises(SystemExit, match="20 runs were over before a nox was met"):
+        next(survival.survive(project, 1, 1, resume_every=3))  # type: ignore[arg-type]
 
 
 SESSIONS = ("stage_a", "cuda_graph(max_bs=1)", "cuda_graph(max_bs=8)")

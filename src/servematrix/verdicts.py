@@ -74,7 +74,7 @@ class Verdicts:
         if again or isinstance(error, (Inconclusive, NotApplicable)):
             # the other tests of a cell without a server have nothing to add to the first
             report.outcome = "skipped"
-            report.longrepr = (str(item.path), item.location[1] or 0, failure)
+            report.longrepr = shown_as_skipped(item, failure)
         elif isinstance(error, ServerFailed):
             self._told.add(str(error))
             report.longrepr = failure
@@ -94,10 +94,10 @@ class Verdicts:
                 report.longrepr = told  # without its colours, and without what it quotes
         elif waived:
             report.outcome = "skipped"  # pytest's word for what is neither a pass nor a failure
-            report.longrepr = (str(item.path), item.location[1] or 0, f"fail: {verdict.reason}")
+            report.longrepr = shown_as_skipped(item, f"fail: {verdict.reason}")
         elif report.failed:
             # a verdict speaks for itself; where in the kit it was raised tells nobody anything
-            report.longrepr = f"{verdict.outcome}: {verdict.reason}\nrule: {verdict.rule}"
+            report.longrepr = shown_as_failed(verdict.outcome, verdict.reason, verdict.rule)
         failed = death is not None or isinstance(error, ServerFailed)
         if failed and not again:
             reporter.death(death or failure)
@@ -148,6 +148,16 @@ def _verdict_of(
         return Verdict("not_applicable", "the cell fits its GPU or its server", why)
     found = "it ended without one" if error is None else f"{type(error).__name__}: {error}"
     return Verdict("error", "a test ends with a verdict of its own", shown(death or found, MOST))
+
+
+def shown_as_skipped(item: pytest.Item, reason: str) -> tuple[str, int, str]:
+    """What pytest takes from the report of a skipped test: file, line and reason."""
+    return str(item.path), item.location[1] or 0, reason
+
+
+def shown_as_failed(outcome: str, reason: str, rule: str) -> str:
+    """What pytest shows of a test whose gate failed."""
+    return f"{outcome}: {reason}\nrule: {rule}"
 
 
 def cell_of(item: pytest.Item) -> str:

@@ -196,6 +196,7 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; one that was started for this run ends."""
+        # at its end Ray prints, from this thread too, what it had held back
         with redirect_stdout(io.StringIO()):
             self._ray.shutdown()
         quiet.end()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from servematrix.resume import Earlier
+from servematrix.verdicts import shown_as_failed, shown_as_skipped
 
 FILE = "SERVEMATRIX_REPORTS"
 """The variable that names the file."""
@@ -36,14 +37,15 @@ class WrittenReports:
 
 def of_failure(item: pytest.Item, failure: Earlier, rule: str) -> pytest.TestReport:
     """The report of a test whose recorded failure is all that is known of it."""
-    reason = f"fail: {failure.reason}"
-    waived = (str(item.path), item.location[1] or 0, reason) if failure.waived else None
+    told: str | tuple[str, int, str] = shown_as_failed(failure.verdict, failure.reason, rule)
+    if failure.waived:
+        told = shown_as_skipped(item, f"fail: {failure.reason}")
     return pytest.TestReport(
         nodeid=item.nodeid,
         location=item.location,
         keywords={},
-        outcome="skipped" if waived else "failed",
-        longrepr=waived or f"{reason}\nrule: {rule}",
+        outcome="skipped" if failure.waived else "failed",
+        longrepr=told,
         when="call",
         user_properties=list(asdict(failure).items()),
     )
